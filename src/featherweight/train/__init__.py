@@ -1,0 +1,1 @@
+"""Training: recipes, the loop on Lightning Fabric, exact resume, averaging, distillation."""

@@ -1,0 +1,187 @@
+"""Decides, once and before training, what depends on the machine: precision, length, validation rhythm.
+
+All timing runs on copies of the network, so the training that follows is untouched by it. The plan is
+stored with the state; a resumed run reads it back instead of timing again.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batches import ArrayData, Batches, normalise
+from .distill import distillation_loss
+from .losses import classification_loss
+from .recipe import Recipe
+from .schedule import build_optimizer, image_size
+
+_PROBE_IMAGES = 512
+_BUDGET_MARGIN = 0.95
+_EVAL_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided: steps in all and per epoch, precision, epochs between validations, threads."""
+
+    total_steps: int
+    steps_per_epoch: int
+    bf16: bool
+    eval_every: int
+    threads: int
+    world: int
+
+
+def training_loss(
+    model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, teacher: nn.Module | None
+) -> Tensor:
+    """Return the recipe's loss of one batch, with the teacher's part if there is one."""
+    logits = model(images)
+    loss = classification_loss(logits, targets, recipe.label_smoothing)
+    if teacher is None:
+        return loss
+    with torch.no_grad():
+        answers = teacher(images)
+    soft = distillation_loss(logits, answers, recipe.distill_temperature)
+    return (1 - recipe.distill_alpha) * loss + recipe.distill_alpha * soft
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: ArrayData, batch_size: int = 256, *, bf16: bool = False) -> np.ndarray:
+    """Return the logits (N, K) of every image as float32, in evaluation mode; the mode is put back."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    was_training, parts = model.training, []
+    model.eval()
+    try:
+        for start in range(0, len(data), batch_size):
+            images = data.images[start : start + batch_size].to(device).permute(0, 3, 1, 2)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                parts.append(model(normalise(images, data.mean, data.std)).float().cpu())
+    finally:
+        model.train(was_training)
+    return torch.cat(parts).numpy() if parts else np.zeros((0, 0), np.float32)
+
+
+def score(logits: np.ndarray, labels: Tensor) -> tuple[float, float]:
+    """Return (accuracy from 0 to 1, mean cross entropy) of logits (N, K)."""
+    if len(labels) == 0:
+        return math.nan, math.nan
+    accuracy = float((logits.argmax(1) == labels.numpy()).mean())
+    return accuracy, float(F.cross_entropy(torch.from_numpy(logits), labels))
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def time_step(
+    model: nn.Module, batches: Batches, recipe: Recipe, teacher: nn.Module | None, bf16: bool, limit_s: float
+) -> float:
+    """Return the median seconds of a training step on a copy of `model`, augmentation included."""
+    device = next(model.parameters()).device
+    copied = copy.deepcopy(model).train()
+    optimizer, times = build_optimizer(copied, recipe), []
+    began = time.perf_counter()
+    # Step 0 warms up caches and kernels; asking for the last step's size times the full resolution.
+    for step in range(9):
+        start = time.perf_counter()
+        images, targets = batches.get(step % batches.steps_per_epoch, 0, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = training_loss(copied, images, targets, recipe, teacher)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        times.append(time.perf_counter() - start)
+        if step >= 3 and time.perf_counter() - began > limit_s:
+            break
+    return float(np.median(times[1:]))
+
+
+def choose_bf16(model: nn.Module, batches: Batches, recipe: Recipe, teacher: nn.Module | None) -> bool:
+    """Return whether to train in bfloat16: the recipe's word, or the faster of the two by 5 % at least.
+
+    Several processes must agree without a race of stopwatches, so they go by the processor's abilities.
+    """
+    if recipe.bf16 != "auto":
+        return bool(recipe.bf16)
+    if not cpu_has_bf16():
+        return False
+    if batches.world > 1:
+        return True
+    limit_s = 0.01 * (recipe.time_budget_s or 60.0)
+    full = time_step(model, batches, recipe, teacher, False, limit_s)
+    half = time_step(model, batches, recipe, teacher, True, limit_s)
+    return half < 0.95 * full
+
+
+def _mean_cost(batches: Batches, recipe: Recipe) -> float:
+    """Return a step's mean cost under the image schedule, as a part of a full-size step's."""
+    if not recipe.image_schedule:
+        return 1.0
+    side = max(batches.data.images.shape[1:3])
+    sizes = [image_size(step, 1000, recipe) or side for step in range(1000)]
+    return sum((size / side) ** 2 for size in sizes) / len(sizes)
+
+
+def make_plan(
+    model: nn.Module,
+    batches: Batches,
+    val: ArrayData,
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    *,
+    bf16: bool,
+    began: float,
+) -> Plan:
+    """Fix the number of steps and the validation rhythm.
+
+    Args:
+        model: The network; only copies of it are stepped.
+        batches: The training batches.
+        val: The validation images.
+        recipe: The recipe; a time budget counts from `began`.
+        teacher: Distillation teacher, part of the step's cost.
+        bf16: The chosen precision.
+        began: `time.perf_counter()` at the start of the run.
+    """
+    per_epoch, threads = batches.steps_per_epoch, torch.get_num_threads()
+    every, step_s, eval_s = recipe.eval_every, 0.0, 0.0
+    if every is None or recipe.time_budget_s is not None:
+        limit_s = 0.01 * (recipe.time_budget_s or 60.0)
+        step_s = time_step(model, batches, recipe, teacher, bf16, limit_s) * _mean_cost(batches, recipe)
+        eval_s = _time_evaluation(model, val, bf16)
+    if every is None:
+        every = max(1, math.ceil(eval_s / (_EVAL_SHARE * step_s * per_epoch)))
+    total = round(recipe.epochs * per_epoch) if recipe.epochs is not None else None
+    if recipe.time_budget_s is not None:
+        left_s = _BUDGET_MARGIN * (recipe.time_budget_s - (time.perf_counter() - began)) - 2 * eval_s
+        affordable = int(left_s / (step_s + eval_s / (every * per_epoch)))
+        total = affordable if total is None else min(total, affordable)
+    return Plan(max(1, total), per_epoch, bf16, every, threads, batches.world)
+
+
+def _time_evaluation(model: nn.Module, val: ArrayData, bf16: bool) -> float:
+    """Return the estimated seconds of one pass over the validation images, from a part of them."""
+    if len(val) == 0:
+        return 0.0
+    part = ArrayData(val.images[:_PROBE_IMAGES], val.labels[:_PROBE_IMAGES], val.mean, val.std)
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        evaluate(model, part, bf16=bf16)
+        times.append(time.perf_counter() - start)
+    return min(times) * len(val) / len(part)
