@@ -15,7 +15,10 @@ def doctor(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check packages, versions, processor and optional parts; exit code 5 when something required is broken."""
+    """Check what is installed and works together.
+
+    The exit code is 5 when something required is missing or broken.
+    """
     from featherweight.workflows.doctor import examine
 
     found = examine(quick=quick)
@@ -32,7 +35,10 @@ def doctor(
         print_text("")
         print_table(
             ("optional part", "state", "install"),
-            [(e["name"], e["state"], "" if e["state"] == "present" else e["install"]) for e in found["extras"]],
+            [
+                (e["name"], e["state"], "" if e["state"] == "present" else e["install"])
+                for e in found["extras"]
+            ],
         )
         print_text("\n" + ("\n".join(f"Problem: {p}" for p in found["problems"]) or "No problem found."))
     if found["problems"]:

@@ -13,15 +13,21 @@ from featherweight.cli.output import JsonOption, print_json, print_table, print_
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder or an .onnx file that fit wrote.")],
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="Folder, CSV, .npz or built-in name; its test split is used.")
+        str,
+        typer.Argument(metavar="DATA", help="Folder, CSV, .npz or built-in name; its test split is used."),
     ],
-    data_root: Annotated[Path | None, typer.Option(help="Folder holding the built-in data sets, offline.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder holding the built-in data sets, offline.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the split where DATA has none; default: the run's.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure accuracy, precision and recall of every exported variant on the test split of DATA."""
+    """Measure the exported variants on the test split of DATA.
+
+    Prints accuracy with its 95 % interval, and precision and recall of every class.
+    """
     from featherweight.workflows.evaluate import evaluate as run_evaluation
 
     result = run_evaluation(run, data, data_root=data_root, seed=seed)

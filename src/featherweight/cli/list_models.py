@@ -17,7 +17,10 @@ def list_models(
     planned: Annotated[bool, typer.Option("--planned", help="Include networks not built yet.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List networks with their counts and the accuracy their paper claims."""
+    """List networks with their published figures.
+
+    A claim with a question mark is one that nobody could confirm.
+    """
     from featherweight.workflows.catalogue import model_rows
 
     rows = model_rows(pattern, task=task, max_params=max_params, max_macs=max_macs, planned=planned)

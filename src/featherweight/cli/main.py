@@ -61,7 +61,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 budget, 5 part missing, 130 interrupted.")
+@app.callback(
+    epilog="Exit codes: 0 done, 1 internal, 2 usage, 3 data, 4 budget, 5 part missing, 130 interrupted."
+)
 def _options(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)

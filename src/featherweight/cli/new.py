@@ -18,7 +18,10 @@ def new(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Write the module, the card and the test of a new system, working from the first minute."""
+    """Scaffold the files of one more system.
+
+    Writes a module, a card and a test that work from the first minute.
+    """
     from featherweight.workflows.scaffold import next_steps, scaffold
 
     written = scaffold(kind, slug, root)

@@ -18,7 +18,10 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 3,
     json: JsonOption = False,
 ) -> None:
-    """Classify images with onnxruntime alone: no torch, starts in under a second."""
+    """Classify images with an exported model.
+
+    Uses onnxruntime alone, without torch, and starts in under a second.
+    """
     from featherweight.workflows.predict import Predictor
 
     done = []

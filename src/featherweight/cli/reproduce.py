@@ -16,14 +16,19 @@ def reproduce(
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny subset, one seed, under two minutes; gives no verdict.")
     ] = False,
-    data_root: Annotated[Path | None, typer.Option(help="Folder holding the built-in data sets, offline.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder holding the built-in data sets, offline.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="First of the seeds.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result; default: benchmarks/results/reproductions.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Run a paper's claim in miniature and record the verdict, whatever it is."""
+    """Show a paper's claim in miniature.
+
+    Records the verdict, whatever it is.
+    """
     from featherweight.workflows.reproduce import entries, record, run_entry
 
     if not slug:

@@ -13,7 +13,10 @@ def show(
     name: Annotated[str, typer.Argument(help="A network (mobilenetv2_100) or a system (mobilenetv2).")],
     json: JsonOption = False,
 ) -> None:
-    """Show a network or a system: paper, code, counts, claims, status and what is unknown."""
+    """Show one network or system in full.
+
+    Its paper, code, counts, claims, status and what is unknown.
+    """
     from featherweight.workflows.catalogue import describe
 
     card = describe(name)

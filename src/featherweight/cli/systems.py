@@ -17,7 +17,7 @@ def systems(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the text of SYSTEMS.md.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """List every published system with its computed status."""
+    """List the published systems and their statuses."""
     from featherweight.workflows.catalogue import system_rows, systems_markdown
 
     if markdown:
@@ -31,5 +31,7 @@ def systems(
         ("system", "kind", "task", "status", "paper"),
         [(row["slug"], row["kind"], row["task"], row["status"], row["paper"]) for row in rows],
     )
-    counts = {name: sum(row["status"] == name for row in rows) for name in dict.fromkeys(r["status"] for r in rows)}
+    counts = {
+        name: sum(row["status"] == name for row in rows) for name in dict.fromkeys(r["status"] for r in rows)
+    }
     print_text(f"\n{len(rows)} systems: " + ", ".join(f"{count} {name}" for name, count in counts.items()))

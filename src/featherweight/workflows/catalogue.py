@@ -119,7 +119,9 @@ def model_rows(
     names = list_models(pattern, task=task or None, implemented=not planned)
     known = list_models(implemented=False)
     if not names and not list_models(pattern, implemented=False):
-        raise UsageError(f"No network matches '{pattern}'.{close_matches(pattern, known)} See: featherweight list")
+        raise UsageError(
+            f"No network matches '{pattern}'.{close_matches(pattern, known)} See: featherweight list"
+        )
     cards = {name: card for card in all_cards().values() for name in card.variants}
     rows = [_model_row(cards[name], cards[name].variants[name]) for name in names]
     return [
@@ -139,7 +141,9 @@ def describe(name: str) -> dict[str, Any]:
     owners = {variant: card for card in cards.values() for variant in card.variants}
     if name not in cards and name not in owners:
         known = [*owners, *cards]
-        raise UsageError(f"No network or system '{name}'.{close_matches(name, known)} See: featherweight list")
+        raise UsageError(
+            f"No network or system '{name}'.{close_matches(name, known)} See: featherweight list"
+        )
     card = owners[name] if name in owners else get_card(name)
     chosen = [card.variants[name]] if name in owners else list(card.variants.values())
     claimed = [_figure(figure, variant.name) for variant in chosen for figure in variant.claimed]
@@ -150,7 +154,9 @@ def describe(name: str) -> dict[str, Any]:
         "title": card.title,
         "summary": card.summary,
         "paper": card.paper,
-        "official_code": " ".join(filter(None, (card.official_repo, f"({card.official_licence or 'no licence'})"))),
+        "official_code": " ".join(
+            filter(None, (card.official_repo, f"({card.official_licence or 'no licence'})"))
+        ),
         "status": status_of(card),
         "module": card.module_name if card.module_path else "",
         "variants": [_model_row(card, variant) for variant in chosen],
@@ -180,8 +186,16 @@ def systems_markdown() -> str:
     ]
     for row in rows:
         title = row["title"].replace("|", "\\|")
-        cells = (f"`{row['slug']}`: {title}", row["kind"], row["task"], row["paper"], row["official_code"] or "none")
-        lines.append(f"| {' | '.join(cells)} | {row['licence'] or '-'} | {row['variants']} | {row['status']} |")
+        cells = (
+            f"`{row['slug']}`: {title}",
+            row["kind"],
+            row["task"],
+            row["paper"],
+            row["official_code"] or "none",
+        )
+        lines.append(
+            f"| {' | '.join(cells)} | {row['licence'] or '-'} | {row['variants']} | {row['status']} |"
+        )
     lines += _verdict_lines(row["slug"] for row in rows)
     return "\n".join(lines) + "\n"
 
@@ -215,7 +229,13 @@ def _verdict_lines(slugs: Any) -> list[str]:
             lines.append(f"| `{slug}` | {record['claim']} | {record['verdict']} | {record['date'][:10]} |")
     if not lines:
         return []
-    head = ["", "## Claims reproduced in miniature", "", "| system | claim | verdict | date |", "|---|---|---|---|"]
+    head = [
+        "",
+        "## Claims reproduced in miniature",
+        "",
+        "| system | claim | verdict | date |",
+        "|---|---|---|---|",
+    ]
     return [*head, *lines]
 
 
@@ -248,4 +268,6 @@ def _figure(figure: Figure, variant: str) -> dict[str, Any]:
 
 def _check(what: str, value: str, known: Any) -> None:
     if value and value not in known:
-        raise UsageError(f"No {what} '{value}'.{close_matches(value, known)} Known: {', '.join(sorted(known))}")
+        raise UsageError(
+            f"No {what} '{value}'.{close_matches(value, known)} Known: {', '.join(sorted(known))}"
+        )

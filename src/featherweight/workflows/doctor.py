@@ -19,9 +19,23 @@ OPTIONAL = {
 }
 """Extra -> the packages it brings, for a source folder that was never installed."""
 
-_FEATURES = (
-    "avx avx2 fma f16c avx512f avx512_vnni avx_vnni avx512_bf16 amx_int8 amx_bf16 asimd asimddp i8mm bf16 sve"
-).split()
+_FEATURES = [
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+]
 _PROBE = "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)"
 
 
@@ -61,7 +75,9 @@ def check_pair(torch: str | None, torchvision: str | None) -> list[str]:
         return []
     (major, minor), (_, seen) = _numbers(torch), _numbers(torchvision)
     if major == 2 and seen != minor + 15:
-        return [f"torch {torch} needs torchvision 0.{minor + 15}, found {torchvision}: install the pair together"]
+        return [
+            f"torch {torch} needs torchvision 0.{minor + 15}, found {torchvision}: install the pair together"
+        ]
     builds = [version.partition("+")[2] for version in (torch, torchvision)]
     if (builds[0] == "cpu") != (builds[1] == "cpu") and "cpu" in builds:
         return [
@@ -96,7 +112,9 @@ def _requirements() -> dict[str, tuple[str, str]]:
         lines = _pyproject_lines()
     found: dict[str, tuple[str, str]] = {}
     for line in lines:
-        match = re.match(r"([A-Za-z0-9_.-]+)\s*(?:>=\s*([0-9.]+))?.*?(?:extra\s*==\s*['\"](\w+)['\"])?$", line)
+        match = re.match(
+            r"([A-Za-z0-9_.-]+)\s*(?:>=\s*([0-9.]+))?.*?(?:extra\s*==\s*['\"](\w+)['\"])?$", line
+        )
         if match and match.group(1) not in found:
             found[match.group(1)] = (match.group(2) or "", match.group(3) or "")
     return found

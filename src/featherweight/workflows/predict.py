@@ -117,7 +117,9 @@ def find_model(path: Path) -> Path:
     for name in (MODEL_FILES.get(chosen, chosen or "model.int8.onnx"), *MODEL_FILES.values()):
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"{path} holds no {' or '.join(MODEL_FILES.values())}. Has `featherweight fit` finished?")
+    raise CheckpointError(
+        f"{path} holds no {' or '.join(MODEL_FILES.values())}. Has `featherweight fit` finished?"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,7 +153,9 @@ def _open_session(path: Path, threads: int) -> Any:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise MissingExtraError("Prediction needs onnxruntime. Install it: pip install onnxruntime") from error
+        raise MissingExtraError(
+            "Prediction needs onnxruntime. Install it: pip install onnxruntime"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

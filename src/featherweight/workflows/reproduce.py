@@ -103,7 +103,9 @@ def run_entry(
     """Run an entry without recording it; arguments as in `reproduce`."""
     known = entries()
     if slug not in known:
-        raise UsageError(f"No reproduction of '{slug}'.{close_matches(slug, known)} Known: {', '.join(known)}")
+        raise UsageError(
+            f"No reproduction of '{slug}'.{close_matches(slug, known)} Known: {', '.join(known)}"
+        )
     name = f"featherweight_reproduction_{slug}"
     spec = importlib.util.spec_from_file_location(name, known[slug])
     if spec is None or spec.loader is None:
@@ -124,7 +126,9 @@ def record(result: Reproduction, *, quick: bool, seed: int, out: Path | None = N
 
     if out is None:
         root = source_root() or Path.cwd()
-        out = root.joinpath(*(("runs", "reproductions") if quick else ("benchmarks", "results", "reproductions")))
+        out = root.joinpath(
+            *(("runs", "reproductions") if quick else ("benchmarks", "results", "reproductions"))
+        )
     command = f"featherweight reproduce {result.slug}{' --quick' if quick else ''} --seed {seed}"
     date = datetime.now(UTC).isoformat(timespec="seconds")
     path = out / f"{result.slug}.json"

@@ -29,7 +29,9 @@ def scaffold(kind: str, slug: str, root: Path | None = None) -> list[Path]:
     if kind not in KINDS:
         raise UsageError(f"No kind '{kind}'.{close_matches(kind, KINDS)} Known: {', '.join(KINDS)}")
     if not _SLUG.fullmatch(slug) or keyword.iskeyword(slug):
-        raise UsageError(f"'{slug}' is no slug. Expected lower-case letters, digits and underscores, such as tinynet.")
+        raise UsageError(
+            f"'{slug}' is no slug. Expected lower-case letters, digits and underscores, such as tinynet."
+        )
     if slug in all_cards():
         raise UsageError(f"A system '{slug}' exists already. See: featherweight show {slug}")
     root = root or source_root()
@@ -68,7 +70,9 @@ def _render(template: str, slug: str) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
     camel = "".join(part.capitalize() for part in slug.split("_"))
     return environment.get_template(template).render(slug=slug, camel=camel)
