@@ -1,0 +1,194 @@
+"""Screening: what each candidate would weigh and how long it would take here, before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from featherweight.errors import BudgetError
+from featherweight.export.onnx import export_onnx
+from featherweight.files import atomic_write_json
+from featherweight.measure.count import count, count_onnx
+from featherweight.measure.latency import measure_latency
+from featherweight.measure.machine import cache_dir, machine_id
+from featherweight.shrink.quantize import quantize_onnx
+from featherweight.workflows.budget import Budget
+from featherweight.workflows.candidates import Candidate
+
+log = logging.getLogger("featherweight")
+
+_LATENCY_RUNS = 60
+_CALIBRATION_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Figures of one candidate with random weights, and why it was dropped (empty when it stays).
+
+    Latency and size are those of the int8 file, or of the float32 file where that one is the faster and also fits.
+    """
+
+    candidate: Candidate
+    macs: int
+    params: int
+    size_bytes: int = 0
+    latency_ms: float = 0.0
+    float32_latency_ms: float = 0.0
+    dropped: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def screen(
+    candidates: Sequence[Candidate],
+    num_classes: int,
+    in_chans: int,
+    budget: Budget,
+    keep: int,
+    max_train_macs: float,
+    work_dir: Path,
+) -> list[Screened]:
+    """Weigh every candidate; export and time the most capable `keep` of those that may fit.
+
+    Counting needs no export, so candidates that miss the MAC or size limit by their counts alone are dropped first.
+
+    Args:
+        candidates: what may be tried.
+        num_classes: classes of the data set.
+        in_chans: 1 for grey images, 3 for colour.
+        budget: the limits.
+        keep: how many fitting candidates are wanted; the search for more stops there.
+        max_train_macs: MACs of one forward pass above which the training time is too short to learn from.
+        work_dir: folder for the exported files.
+
+    Raises:
+        BudgetError: no candidate fits; the message names the tight limit and the nearest candidate's need.
+    """
+    counted = [_count(candidate, num_classes, in_chans, budget) for candidate in candidates]
+    counted = _affordable(counted, max_train_macs)
+    for entry in counted:
+        if entry.dropped:
+            log.debug("%s: dropped, %s", entry.candidate.label, entry.dropped)
+    results, fitting = [entry for entry in counted if entry.dropped], 0
+    ceiling: dict[str, float] = {}
+    for entry in _round_robin([entry for entry in counted if not entry.dropped]):
+        name = entry.candidate.model
+        reason = "not tried: the time is for the others" if fitting >= keep else ""
+        if entry.macs > ceiling.get(name, float("inf")):
+            reason = "latency: a smaller one of the same network already misses the limit"
+        if reason:
+            results.append(dataclasses.replace(entry, dropped=reason))
+            continue
+        measured = _measure(entry, num_classes, in_chans, budget, work_dir)
+        fitting += not measured.dropped
+        results.append(measured)
+        if budget.max_latency_ms is not None and measured.latency_ms > budget.max_latency_ms:
+            # Latency grows about as MACs within one network; the slack keeps those that might still fit.
+            ceiling[name] = 1.5 * measured.macs * budget.max_latency_ms / measured.latency_ms
+        log.info("%s: %s", measured.candidate.label, measured.dropped or _figures(measured))
+    if not fitting:
+        raise BudgetError(_nothing_fits(results, budget))
+    return results
+
+
+def _figures(entry: Screened) -> str:
+    return f"{entry.latency_ms:.3f} ms, {entry.size_bytes / 1e3:,.0f} kB, {entry.macs / 1e6:,.1f} M MACs"
+
+
+def _count(candidate: Candidate, num_classes: int, in_chans: int, budget: Budget) -> Screened:
+    try:
+        with torch.device("meta"):
+            model = candidate.build(num_classes, in_chans).eval()
+        counted = count(model, (in_chans, candidate.input, candidate.input))
+    except (RuntimeError, ValueError) as error:
+        reason = f"does not run at {candidate.input} px: {str(error).splitlines()[0]}"
+        return Screened(candidate, macs=0, params=0, dropped=reason)
+    # An int8 file holds at least a byte for each parameter, so the count bounds its size from below.
+    lines = budget.violations(0.0, counted.params, counted.macs)
+    return Screened(candidate, counted.macs, counted.params, counted.params, dropped="; ".join(lines))
+
+
+def _affordable(entries: list[Screened], max_train_macs: float) -> list[Screened]:
+    """Drop what cannot see the data often enough in the time; the cheapest always stays."""
+    cheapest = min((entry.macs for entry in entries if not entry.dropped), default=0)
+    limit = max(max_train_macs, cheapest)
+    reason = f"training time: more than {limit / 1e6:.1f} M MACs see the data too seldom in --time"
+    return [
+        dataclasses.replace(entry, dropped=reason) if not entry.dropped and entry.macs > limit else entry
+        for entry in entries
+    ]
+
+
+def _round_robin(entries: list[Screened]) -> list[Screened]:
+    """Order by capability (MACs) within each network, the networks taking turns."""
+    groups: dict[str, list[Screened]] = {}
+    for entry in sorted(entries, key=lambda entry: -entry.macs):
+        groups.setdefault(entry.candidate.model, []).append(entry)
+    turns = [[group[turn] for group in groups.values() if turn < len(group)] for turn in range(len(entries))]
+    return [entry for turn in turns for entry in turn]
+
+
+def _measure(entry: Screened, num_classes: int, in_chans: int, budget: Budget, work_dir: Path) -> Screened:
+    figures = _cached_figures(entry.candidate, num_classes, in_chans, work_dir)
+    int8 = (figures["int8_latency_ms"], figures["int8_size_bytes"], figures["macs"])
+    float32 = (figures["float32_latency_ms"], figures["float32_size_bytes"], figures["macs"])
+    best = min((int8, float32), key=lambda form: (bool(budget.violations(*form)), form[0]))
+    return dataclasses.replace(
+        entry,
+        latency_ms=best[0],
+        size_bytes=best[1],
+        macs=best[2],
+        float32_latency_ms=float32[0],
+        dropped="; ".join(budget.violations(*best)),
+    )
+
+
+def _cached_figures(candidate: Candidate, num_classes: int, in_chans: int, work_dir: Path) -> dict[str, Any]:
+    key = json.dumps([candidate.to_dict(), num_classes, in_chans, machine_id()], sort_keys=True)
+    path = cache_dir() / "screening" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    if path.exists():
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError:
+            log.warning("Ignoring the damaged cache file %s", path)
+    figures = _export_and_time(candidate, num_classes, in_chans, work_dir)
+    atomic_write_json(path, figures)
+    return figures
+
+
+def _export_and_time(candidate: Candidate, num_classes: int, in_chans: int, work_dir: Path) -> dict[str, Any]:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    float_path, int8_path = work_dir / f"{candidate.label}.onnx", work_dir / f"{candidate.label}.int8.onnx"
+    shape = (in_chans, candidate.input, candidate.input)
+    torch.manual_seed(0)
+    export_onnx(candidate.build(num_classes, in_chans).eval(), float_path, shape)
+    calibration = np.random.default_rng(0).standard_normal((_CALIBRATION_IMAGES, *shape)).astype(np.float32)
+    quantize_onnx(float_path, int8_path, calibration)
+    counted = count_onnx(float_path)
+    return {
+        "macs": counted.macs,
+        "float32_size_bytes": float_path.stat().st_size,
+        "int8_size_bytes": int8_path.stat().st_size,
+        "float32_latency_ms": measure_latency(float_path, threads=1, runs=_LATENCY_RUNS).p50_ms,
+        "int8_latency_ms": measure_latency(int8_path, threads=1, runs=_LATENCY_RUNS).p50_ms,
+    }
+
+
+def _nothing_fits(results: list[Screened], budget: Budget) -> str:
+    runnable = [entry for entry in results if entry.macs]
+    nearest = min(runnable, key=lambda entry: budget.excess(entry.latency_ms, entry.size_bytes, entry.macs))
+    return (
+        f"No candidate fits the budget. The nearest, {nearest.candidate.label}, misses it by {nearest.dropped}. "
+        "Loosen that limit, or name other networks with --models."
+    )
