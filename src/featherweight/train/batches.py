@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.augment import Augment as Mixing
+from ..data.augment import mix_batch
 from ..errors import DataError
-from .losses import mix_batch
 from .recipe import Recipe
 from .schedule import image_size
 
@@ -149,7 +150,7 @@ class Batches:
         if size is not None:
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
         if recipe.mixup > 0 or recipe.cutmix > 0:
-            mixing = {"mixup": recipe.mixup, "cutmix": recipe.cutmix}
-            images, targets = mix_batch(images, targets, self.num_classes, generator, **mixing)
+            mixing = Mixing(mixup=recipe.mixup, cutmix=recipe.cutmix)
+            images, targets = mix_batch(images, targets, self.num_classes, mixing, generator)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         return images.contiguous(memory_format=layout), targets

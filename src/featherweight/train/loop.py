@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from .plan import Plan, choose_bf16, evaluate, make_plan
 from .progress import ProgressCallback, RichProgress, default_progress, silent
 from .recipe import Recipe
 from .run import Run
+
+# Fabric announces its precision and process group; the plan event says the same in our words.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 __all__ = ["TrainResult", "evaluate", "fit_model"]
 

@@ -30,6 +30,7 @@ class Recipe:
         ema_every: Steps between two updates of the average (each then decays `ema_decay ** ema_every`).
         mixup: Alpha of mixup's beta distribution; 0 is off.
         cutmix: Alpha of cutmix's beta distribution; 0 is off. With both on, each batch draws one of them.
+            Leave both at 0 where the augment callable already mixes.
         clip_norm: Largest global gradient norm; None is off.
         balanced: Draw every class equally often (with replacement).
         image_schedule: `((until, size), ...)`: up to that part of training, batches are resized to
