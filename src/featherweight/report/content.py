@@ -19,8 +19,9 @@ from featherweight.errors import FeatherweightError
 class CandidatePoint:
     """One network at one width and input size that the search looked at.
 
-    `accuracy` is on the validation split, None where the candidate was never trained. `verdict` says why it was
-    dropped or kept. `dropped` marks one that left the search before its end; `epochs` is how long it was trained.
+    `accuracy` is on the validation split, None where the candidate was never trained. `verdict` says why
+    it was dropped or kept. `dropped` marks one that left the search before its end; `epochs` is how long it
+    was trained.
     """
 
     name: str
@@ -44,6 +45,16 @@ class CandidatePoint:
         'simplenet ×0.5 @32'
         """
         return f"{self.name} ×{self.width:g} @{self.input}"
+
+
+def sort_candidates(candidates: Sequence[CandidatePoint]) -> list[CandidatePoint]:
+    """Put the chosen candidate first, then those that stayed, then by accuracy and latency."""
+
+    def rank(point: CandidatePoint) -> tuple[bool, bool, bool, float, float]:
+        untrained = point.accuracy is None
+        return not point.chosen, untrained, point.dropped, -(point.accuracy or 0.0), point.latency_ms
+
+    return sorted(candidates, key=rank)
 
 
 @dataclass(frozen=True)
@@ -93,10 +104,10 @@ class CamExample:
 class RunReport:
     """Everything that the report of one `featherweight fit` run shows.
 
-    `budget` may hold `max_latency_ms`, `max_size_bytes`, `max_macs`, `max_drop` (points), `time_s`; missing or None
-    means no limit. `history` rows hold `epoch`, `train_loss`, `val_accuracy`, `lr`. `confusion` counts test images of
-    `deployed` by (true, predicted). `steps_s` maps a step's name to its wall time in seconds. `preprocess` is the
-    specification embedded in the exported model.
+    `budget` may hold `max_latency_ms`, `max_size_bytes`, `max_macs`, `max_drop` (points), `time_s`; missing
+    or None means no limit. `history` rows hold `epoch`, `train_loss`, `val_accuracy`, `lr`. `confusion`
+    counts test images of `deployed` by (true, predicted). `steps_s` maps a step's name to its wall time in
+    seconds. `preprocess` is the specification embedded in the exported model.
 
     Raises:
         FeatherweightError: the confusion matrix does not match the classes, or an accuracy is not a fraction.
@@ -126,8 +137,8 @@ class RunReport:
         """Check what would otherwise give a wrong picture without any error; pick the deployed variant."""
         if self.confusion is not None and self.confusion.shape != (len(self.classes),) * 2:
             raise FeatherweightError(
-                f"Confusion matrix of shape {self.confusion.shape}, expected one row and column for each of the "
-                f"{len(self.classes)} classes. Count it over the same list of classes."
+                f"Confusion matrix of shape {self.confusion.shape}, expected one row and column for "
+                f"each of the {len(self.classes)} classes. Count it over the same list of classes."
             )
         shown = [v.test_accuracy for v in self.variants.values()]
         shown += [c.accuracy for c in self.candidates if c.accuracy is not None]

@@ -1,7 +1,7 @@
 """Grad-CAM: where in an image a network finds its evidence for a class.
 
-Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017,
-equations 1 and 2. The default target is the last feature map before pooling.
+Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+ICCV 2017, equations 1 and 2. The default target is the last feature map before pooling.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def grad_cam(
         class_index: the class to explain, one for all or one for each image; by default the predicted one.
 
     Returns:
-        float32 heat (N, H, W) in [0, 1]; each image's maximum is 1, or all 0 where nothing speaks for the class.
+        float32 heat (N, H, W) in [0, 1]; each image's maximum is 1, or 0 where nothing speaks for the class.
 
     Raises:
         UsageError: no usable map, or a class index out of range.
@@ -71,8 +71,8 @@ def _run(model: nn.Module, x: torch.Tensor, target: nn.Module | None) -> tuple[t
     if target is None:
         if not hasattr(model, "forward_features") or not hasattr(model, "forward_head"):
             raise UsageError(
-                f"{type(model).__name__} has no forward_features and forward_head, which Grad-CAM explains by default. "
-                "Pass target_module, for instance the last convolution."
+                f"{type(model).__name__} has no forward_features and forward_head, which Grad-CAM "
+                "explains by default. Pass target_module, for instance the last convolution."
             )
         maps = model.forward_features(x)
         logits = model.forward_head(maps)
@@ -110,7 +110,7 @@ def _class_indices(class_index: int | Sequence[int] | None, logits: torch.Tensor
 def overlay(image: Image.Image, cam: np.ndarray, opacity: float = 0.7) -> Image.Image:
     """Lay the heat (H, W) in [0, 1] over `image`: cold areas stay as they are, hot ones glow.
 
-    A small image is enlarged without smoothing to a short side of 128 px first, so that the heat does not hide it.
+    A small image is enlarged without smoothing to a short side of 128 px first.
 
     >>> overlay(Image.new("L", (8, 8)), np.zeros((8, 8))).size
     (128, 128)

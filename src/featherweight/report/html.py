@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from featherweight.report import plots, units
-from featherweight.report.content import RunReport
+from featherweight.report.content import RunReport, sort_candidates
 from featherweight.report.files import write_text_atomic
-from featherweight.report.tables import interval_text, sort_candidates, variant_rows
+from featherweight.report.tables import interval_text, variant_rows
 
 THUMBNAIL_PX = 256
 PNG_UP_TO_PX = 64

@@ -1,7 +1,7 @@
 """The report's figures: matplotlib without pyplot's global state, written as inline SVG.
 
-Text and axes take the page's own colour (`currentColor`), backgrounds stay transparent, and the series use Okabe and
-Ito's colour-blind safe palette, so one file reads well on a light page, on a dark one and on paper.
+Text and axes take the page's own colour (`currentColor`), backgrounds stay transparent, and the series use
+Okabe and Ito's colour-blind safe palette, so one file reads well on a light page, on a dark one and on paper.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import (
     FixedFormatter,
     FixedLocator,
@@ -28,12 +28,13 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
-from featherweight.report.content import CandidatePoint, VariantResult
+from featherweight.report.content import CandidatePoint, VariantResult, sort_candidates
 from featherweight.report.units import format_bytes, format_ms
 
 # A stand-in for the page's text colour: replaced by currentColor in the SVG
 INK = "#010203"
 BLUE, ORANGE, GREEN, RED = "#2f86c9", "#e69f00", "#009e73", "#d55e00"
+SERIES = (BLUE, GREEN, ORANGE, RED)
 STYLE = {
     "svg.fonttype": "none",  # the browser's fonts: any script in a class name, and text that can be searched
     "svg.hashsalt": "featherweight",
@@ -41,6 +42,7 @@ STYLE = {
     "font.size": 9,
     "text.parse_math": False,  # a class name may hold dollar signs
     "text.color": INK,
+    "axes.facecolor": "none",
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "xtick.color": INK,
@@ -84,8 +86,9 @@ def pareto_front(candidates: Sequence[CandidatePoint]) -> list[CandidatePoint]:
 def candidates_figure(candidates: Sequence[CandidatePoint], max_latency_ms: float | None = None) -> Figure:
     """Plot accuracy against latency for every candidate.
 
-    Filled: stayed to the end of the search. Hollow: dropped. The strip underneath holds those never trained. The line
-    joins the Pareto front, the star is the chosen one and the dashed line the latency budget.
+    Filled: stayed to the end of the search. Hollow: dropped. The strip underneath holds those never trained.
+    The line joins the Pareto front, the star is the chosen one and the dashed line the latency budget. The
+    numbers are places in the sorted table of candidates.
     """
     trained = [point for point in candidates if point.accuracy is not None]
     untrained = [point for point in candidates if point.accuracy is None]
@@ -99,7 +102,7 @@ def candidates_figure(candidates: Sequence[CandidatePoint], max_latency_ms: floa
         else:
             axes = bottom = figure.subplots()
         _plot_trained(axes, trained)
-        _label_points(axes, trained)
+        _number_points(axes, candidates)
         if max_latency_ms is not None:
             for each in {axes, bottom}:
                 each.axvline(max_latency_ms, color=RED, linestyle="--", linewidth=1.1, label="_budget")
@@ -112,7 +115,7 @@ def candidates_figure(candidates: Sequence[CandidatePoint], max_latency_ms: floa
         bottom.set_xlabel("latency, median, 1 image, 1 thread (ms)")
         axes.set_ylabel("validation accuracy in the search (%)")
         axes.grid(True)
-        figure.legend(loc="outside upper left", ncols=5, handletextpad=0.4, columnspacing=1.2)
+        figure.legend(loc="outside upper left", ncols=6, handletextpad=0.4, columnspacing=1.2)
     return figure
 
 
@@ -162,22 +165,21 @@ def _plot_strip(strip: Axes, untrained: Sequence[CandidatePoint]) -> None:
     strip.set_ylabel("not\ntrained", rotation=0, ha="right", va="center", fontsize=8)
 
 
-def _label_points(axes: Axes, trained: Sequence[CandidatePoint]) -> None:
-    """Name the front and the chosen point, every other one above and below so that neighbours stay apart."""
-    front = pareto_front(trained)
-    named = front + [p for p in trained if p.chosen and p not in front]
-    for index, point in enumerate(named):
-        above = index % 2 == 0
-        axes.annotate(
-            point.label,
-            (point.latency_ms, 100 * point.accuracy),
-            xytext=(0, 9 if above else -9),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if above else "top",
-            fontsize=7,
-            fontweight="bold" if point.chosen else "normal",
-        )
+def _number_points(axes: Axes, candidates: Sequence[CandidatePoint]) -> None:
+    """Write each trained point's place in the sorted table beside it, and the chosen one's name."""
+    for place, point in enumerate(sort_candidates(candidates), 1):
+        if point.accuracy is not None:
+            text = f"{place}  {point.label}" if point.chosen else f"{place}"
+            axes.annotate(
+                text,
+                (point.latency_ms, 100 * point.accuracy),
+                xytext=(0, -9) if point.chosen else (4, 4),
+                textcoords="offset points",
+                ha="center" if point.chosen else "left",
+                va="top" if point.chosen else "bottom",
+                fontsize=8 if point.chosen else 7,
+                fontweight="bold" if point.chosen else "normal",
+            )
     axes.margins(x=0.12, y=0.15)
 
 
@@ -229,12 +231,9 @@ def _mark_best(axes: Axes, epochs: Sequence[float], accuracy: Sequence[float | N
         axes.axhline(100 * value, color=INK, alpha=0.35, linewidth=0.8, linestyle=":")
         axes.annotate(
             f"best {100 * value:.1f} %, epoch {epoch:g}",
-            (1, 100 * value),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, -3),
-            textcoords="offset points",
+            (0.99, 0.06),
+            xycoords="axes fraction",
             ha="right",
-            va="top",
             fontsize=8,
         )
 
@@ -251,7 +250,7 @@ def shorten(name: str, limit: int = MAX_NAME) -> str:
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draw the confusion matrix, rows coloured by share of their true class; only cells with images are drawn.
+    """Draw the confusion matrix, coloured by share of the true class; empty cells are left out.
 
     Up to 16 classes every count is written; beyond that only the mistakes, which are what one looks for.
     """
@@ -277,7 +276,7 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def _cell_colour(right: bool, share: float) -> tuple[float, float, float, float]:
-    # opacity carries the value, so that an empty cell is the page's own background; a lone mistake stays visible
+    # opacity carries the value: an empty cell shows the page, and a lone mistake can still be seen
     red, green, blue = matplotlib.colors.to_rgb(BLUE if right else RED)
     return red, green, blue, 0.18 + 0.82 * float(share)
 
@@ -326,10 +325,11 @@ def bars_figure(variants: Mapping[str, VariantResult]) -> Figure:
             for point in variants[name].latency_ms:
                 slot = threads.index(int(point["threads"]))
                 y = row + (slot - (len(threads) - 1) / 2) * height
-                _bar(left, y, point, 0.86 * height, (BLUE, GREEN, ORANGE, RED)[slot % 4])
-        for slot, number in enumerate(threads):
-            label = f"{number} thread{'s' if number > 1 else ''}"
-            left.barh([], [], color=(BLUE, GREEN, ORANGE, RED)[slot % 4], label=label)
+                _bar(left, y, point, 0.86 * height, SERIES[slot % 4])
+        legend = [
+            Patch(color=SERIES[slot % 4], label=f"{number} thread{'s' if number > 1 else ''}")
+            for slot, number in enumerate(threads)
+        ]
         for row, name in enumerate(names):
             size_bytes = variants[name].size_bytes
             right.barh([row], [size_bytes / 1000], height=0.55, color=BLUE)
@@ -342,7 +342,7 @@ def bars_figure(variants: Mapping[str, VariantResult]) -> Figure:
             axes.margins(x=0.25)
             axes.set_xlim(left=0)
             axes.grid(True, axis="x")
-        figure.legend(loc="outside upper left", ncols=len(threads) or 1)
+        figure.legend(loc="outside upper left", handles=legend, ncols=len(threads) or 1)
     return figure
 
 

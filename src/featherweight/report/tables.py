@@ -7,29 +7,23 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from featherweight.report.content import CandidatePoint, VariantResult
+from featherweight.report.content import CandidatePoint, VariantResult, sort_candidates
 from featherweight.report.units import MISSING, format_bytes, format_count, format_ms, format_percent
-
-
-def sort_candidates(candidates: Sequence[CandidatePoint]) -> list[CandidatePoint]:
-    """Put the chosen candidate first, then those that stayed, then by accuracy and latency."""
-    return sorted(
-        candidates,
-        key=lambda p: (not p.chosen, p.accuracy is None, p.dropped, -(p.accuracy or 0), p.latency_ms),
-    )
 
 
 def candidates_table(candidates: Sequence[CandidatePoint]) -> Table:
     """List every candidate with its figures and why it was kept or dropped, the chosen one first."""
     table = Table(title=f"Candidates ({len(candidates)})", title_justify="left", header_style="bold")
+    table.add_column("#", justify="right", no_wrap=True)
     for column in ("network", "width", "input"):
         table.add_column(column, no_wrap=True)
     for column in ("params", "MACs", "size", "latency", "val. acc."):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
-    for point in sort_candidates(candidates):
+    for place, point in enumerate(sort_candidates(candidates), 1):
         style = "bold green" if point.chosen else "dim" if point.accuracy is None or point.dropped else ""
         cells = (
+            str(place),
             ("★ " if point.chosen else "") + point.name,
             f"{point.width:g}",
             f"{point.input} px",

@@ -1,4 +1,4 @@
-"""Numbers for people: a quantity and its unit as short text, the same in the report, the card and the terminal."""
+"""Numbers for people: a quantity and its unit as short text, one way everywhere."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ BUDGET_LIMITS = {
     "max_latency_ms": ("Latency at most", format_ms),
     "max_size_bytes": ("File size at most", format_bytes),
     "max_macs": ("MACs at most", format_count),
-    "max_drop": ("Accuracy lost to int8 at most", lambda points: f"{points:g} points"),
+    "max_drop": ("Accuracy lost to int8 at most", lambda points: f"{points:.1f} points"),
     "time_s": ("Time to search and train", format_seconds),
 }
 
