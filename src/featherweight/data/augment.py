@@ -1,7 +1,7 @@
 """Batched augmentation on the CPU; every random choice comes from one generator, so a resumed run repeats it.
 
 Images are uint8 or float tensors of shape (N, C, H, W) or (N, H, W, C) with 1 or 3 channels, and come back in
-the layout and type they had. Lengths are shares of the image's side, so one configuration fits every input size.
+the layout and type they had. Lengths are shares of the image's side, so one configuration fits every size.
 RandAugment (arXiv:1909.13719) is torchvision's; mixup is arXiv:1710.09412, CutMix arXiv:1905.04899 and cutout
 arXiv:1708.04552.
 """
@@ -80,9 +80,9 @@ class Augment:
 def default_augment(summary: Any) -> Augment:
     """Choose the augmentation for a data set from its `Dataset` or the dictionary of `Dataset.summary()`.
 
-    Mirroring is left out where it may change the meaning: the set's name speaks of digits, characters or signs; a
-    class is a single letter or number; a class name says left or right. Fashion-MNIST is mirrored. The fewer the
-    training images, the stronger the rest; images under 16 pixels only move a little.
+    Mirroring is left out where it may change the meaning: the set's name speaks of digits, characters or
+    signs; a class is a single letter or number; a class name says left or right. Fashion-MNIST is mirrored.
+    The fewer the training images, the stronger the rest; images under 16 pixels only move a little.
     """
     facts = summary.summary() if hasattr(summary, "summary") else summary
     name, classes, count = str(facts["name"]), list(facts["classes"]), int(facts["images"]["train"])
@@ -116,7 +116,7 @@ def augment_images(images: Tensor, config: Augment, generator: torch.Generator) 
 
 
 def crop_and_flip(images: Tensor, pad: float, flip: bool, generator: torch.Generator) -> Tensor:
-    """Shift each image (N, C, H, W) by up to `pad` of its side, the border reflected; mirror half if `flip`."""
+    """Shift each image (N, C, H, W) by up to `pad` of its side, reflecting; mirror half if `flip`."""
     count, _, height, width = images.shape
     rows = _shifted(height, pad, count, generator)
     columns = _shifted(width, pad, count, generator)
@@ -137,7 +137,7 @@ def cutout(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def randaugment(images: Tensor, magnitude: int, generator: torch.Generator) -> Tensor:
-    """Apply two random operations of RandAugment to uint8 images (N, C, H, W), in groups that share the draw."""
+    """Apply two random RandAugment operations to uint8 images (N, C, H, W), in groups that share the draw."""
     from torchvision.transforms import InterpolationMode, v2
 
     change = v2.RandAugment(2, magnitude, interpolation=InterpolationMode.BILINEAR, fill=128)
@@ -184,7 +184,7 @@ def mix_batch(
 
 
 def _paste(images: Tensor, order: Tensor, kept: float, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Paste one box, the same for the batch, from the images in `order`; return also the share really kept."""
+    """Paste one box, the same for all, from the images in `order`; return also the share really kept."""
     channels_last = _is_channels_last(images)
     height, width = images.shape[1:3] if channels_last else images.shape[2:4]
     inside = _box(1, height, width, torch.tensor([(1 - kept) ** 0.5]), generator)[0]
@@ -193,7 +193,7 @@ def _paste(images: Tensor, order: Tensor, kept: float, generator: torch.Generato
 
 
 def _shifted(side: int, pad: float, count: int, generator: torch.Generator) -> Tensor:
-    """Return source positions (count, side) of a random shift by up to round(side * pad), reflected at the ends."""
+    """Return source positions (count, side) of a random shift of up to `pad`, reflected at the ends."""
     reach = min(round(side * pad), side - 1)
     shift = torch.randint(-reach, reach + 1, (count, 1), generator=generator)
     place = (torch.arange(side) + shift).abs()
@@ -201,7 +201,7 @@ def _shifted(side: int, pad: float, count: int, generator: torch.Generator) -> T
 
 
 def _box(count: int, height: int, width: int, share: Tensor, generator: torch.Generator) -> Tensor:
-    """Return bool masks (count, height, width) of boxes of `share` of each side, centred anywhere, clipped."""
+    """Return masks (count, height, width) of boxes of `share` of each side, centred anywhere, clipped."""
     masks = []
     for side in (height, width):
         half = (share * side / 2)[:, None]

@@ -1,4 +1,4 @@
-"""The built-in data sets: digits comes with scikit-learn; the others are fetched by torchvision and cached."""
+"""Built-in data sets: digits comes with scikit-learn; the others are fetched by torchvision and cached."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def read_builtin(name: str, data_root: Path | None = None) -> RawData:
 
     Args:
         name: one of `BUILTIN_NAMES`.
-        data_root: a folder to use instead of the network: torchvision's layout, or numpy archives (train.npz and
-            test.npz, or one file) in the folder itself or in one below it that bears the set's name.
+        data_root: a folder to use instead of the network: torchvision's layout, or numpy archives (train.npz
+            and test.npz, or one file) in the folder itself or in one below it that bears the set's name.
 
     Raises:
         DataError: the set is neither cached nor reachable, or `data_root` does not hold it.
@@ -94,8 +94,8 @@ def _read_local(name: str, root: Path) -> RawData:
     raw = read_npz_folder(root)
     if raw is None:
         raise DataError(
-            f"Found no {name} in {root}. Expected torchvision's folder '{layout}', '{name}.npz', or train.npz and "
-            "test.npz there."
+            f"Found no {name} in {root}. Expected torchvision's folder '{layout}', '{name}.npz', or "
+            "train.npz and test.npz there."
         )
     return _rename(raw, name, classes)
 

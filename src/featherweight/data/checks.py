@@ -1,4 +1,4 @@
-"""Checks of a loaded data set: what makes it unusable is an error, what makes its figures doubtful a warning."""
+"""Checks of a loaded data set: what makes it unusable is an error, what makes it doubtful a warning."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def count_duplicates(digests: Mapping[str, Sequence[bytes]]) -> dict[tuple[str, 
 def duplicate_warnings(found: Mapping[tuple[str, str], int]) -> list[str]:
     """Say how many images leak between which splits."""
     return [
-        f"{count} image(s) of {later} are exact duplicates of images in {earlier}: accuracy there is flattered."
+        f"{count} image(s) of {later} are exact duplicates of {earlier} images: accuracy there is flattered."
         for (earlier, later), count in found.items()
     ]
 

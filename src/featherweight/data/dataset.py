@@ -122,8 +122,8 @@ class Dataset:
     def summary(self) -> dict[str, Any]:
         """Return what was found, as plain values that fit into JSON.
 
-        Keys: name, classes, mode, images {train, val, test, total}, size_px {min, median, max} as [height, width],
-        balance {class: {train, val, test}}, duplicates_across_splits, skipped, warnings.
+        Keys: name, classes, mode, images {train, val, test, total}, size_px {min, median, max} as
+        [height, width], balance {class: {train, val, test}}, duplicates_across_splits, skipped, warnings.
         """
         images = {name: len(split) for name, split in self.splits()}
         counts = {

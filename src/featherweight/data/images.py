@@ -1,8 +1,8 @@
 """Open one image file, whatever its kind, as plain 8-bit grey (`"L"`) or colour (`"RGB"`).
 
 What becomes of each kind: 16-bit grey is divided by 257 (65535 becomes 255, rounded to nearest); transparent
-pixels are composited onto white, as on paper; CMYK and the other colour spaces are converted to RGB; a palette
-of greys becomes `"L"`; the EXIF orientation is applied; of an animation the first frame is taken.
+pixels are composited onto white, as on paper; CMYK and the other colour spaces are converted to RGB; a
+palette of greys becomes `"L"`; the EXIF orientation is applied; of an animation the first frame is taken.
 Only the common raster formats are accepted: Pillow would hand an EPS file to an external interpreter.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from featherweight.errors import DataError
 
 MAX_PIXELS = 89_000_000
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "MPO")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
     [
         ".jpg",
@@ -115,7 +115,7 @@ def image_from_array(array: np.ndarray) -> Image.Image:
 
 
 def to_uint8(array: np.ndarray) -> np.ndarray:
-    """Scale pixels of any number type to 8 bits; the rule is that of `image_from_array`, over the whole array."""
+    """Scale pixels of any number type to 8 bits by the rule of `image_from_array`, over the whole array."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -127,9 +127,7 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
     low, high = float(array.min()), float(array.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(np.count_nonzero(~np.isfinite(array)))
-        raise DataError(
-            f"{bad} pixel value(s) are NaN or infinite. Expected finite numbers; clean the array."
-        )
+        raise DataError(f"{bad} pixel value(s) are NaN or infinite. Expected finite numbers.")
     whole = array.dtype.kind in "iu"
     if low < 0 or high > (65535 if whole else 255):
         expected = "0..255 or 0..65535" if whole else "[0, 1] or [0, 255]"

@@ -1,9 +1,10 @@
 """Read images from numpy archives; nothing is ever unpickled.
 
-Layouts of one file: `x_train, y_train, x_test, y_test[, x_val, y_val]` (arrays); `data, offsets, labels` (encoded
-image files one after the other); `x, y` or `images, labels` (arrays). `classes` names the labels in order.
+Layouts of one file: `x_train, y_train, x_test, y_test[, x_val, y_val]` (arrays); `data, offsets, labels`
+(encoded image files one after the other); `x, y` or `images, labels` (arrays). `classes` names the labels.
 `track`, `source` and `group` (alone or with `_train` and so on) tell which images belong together: tracks and
-sources are numbered within their class, groups over the whole file. A folder may hold train.npz, test.npz, val.npz.
+sources are numbered within their class, groups over the whole file.
+A folder may hold train.npz, test.npz, val.npz.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def read_npz(path: Path) -> RawData:
     """Read one archive.
 
     Raises:
-        DataError: not an archive, pickled objects inside, unknown keys, wrong shapes, NaN or out-of-range pixels.
+        DataError: not an archive, pickled objects inside, unknown keys, wrong shapes, or pixels that
+            are NaN or out of range.
     """
     arrays = _load(path)
     found: dict[str, tuple[ImageStore, np.ndarray, np.ndarray | None]] = {}

@@ -1,7 +1,7 @@
 """The preprocessing specification: from an image to the tensor that a network reads.
 
-One small frozen record, stored as JSON inside the exported model, so that training, onnxruntime and the browser
-compute the same tensor: open (`featherweight.data.images`), convert to the mode, resize with antialiasing,
+One frozen record, stored as JSON inside the exported model, so that training, onnxruntime and the
+browser compute the same tensor: open (`featherweight.data.images`), convert the mode, resize (antialiased),
 divide by 255, subtract the mean, divide by the standard deviation. Imports numpy and Pillow only.
 """
 
@@ -34,7 +34,7 @@ class Preprocess:
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         mode: `"RGB"` (3 channels) or `"L"` (1 channel).
-        resize: `"squash"` stretches to `size`; `"crop"` scales the picture to cover `size`, then cuts the centre.
+        resize: `"squash"` stretches to `size`; `"crop"` scales to cover `size`, then cuts the centre.
         interpolation: `"bilinear"`, `"bicubic"` or `"nearest"`, with Pillow's antialiasing.
         version: of this rule; a reader refuses a newer one.
 
@@ -93,7 +93,7 @@ class Preprocess:
         return np.ascontiguousarray(self.normalize(pixels).transpose(2, 0, 1))
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
-        """Return uint8 pixels (..., H, W, C) as float32 with mean and deviation applied, in the same layout."""
+        """Return uint8 pixels (..., H, W, C) as float32 with mean and deviation applied."""
         scaled = pixels.astype(np.float32) / np.float32(255)
         return (scaled - np.float32(self.mean)) / np.float32(self.std)
 

@@ -1,7 +1,7 @@
 """Look at every image of a store once: is it readable, how large, coloured, and what are its pixels' digest.
 
-Decoding is the cost, so what was decoded is kept (at its own size) while it fits into memory, and later requests
-at any size start from it.
+Decoding is the cost, so what was decoded is kept (at its own size) while it fits into memory, and later
+requests at any size start from it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def scan_store(store: ImageStore, cache_bytes: int | None = None) -> Scan:
 
     Args:
         store: the images.
-        cache_bytes: keep the decoded images up to this many bytes; by default `CACHE_BYTES`, less on a small machine.
+        cache_bytes: keep the decoded images up to this many bytes; default `CACHE_BYTES` or less.
     """
     limit = min(CACHE_BYTES, _memory_bytes() // 8) if cache_bytes is None else cache_bytes
     if isinstance(store, ArrayStore):
@@ -89,7 +89,7 @@ def scan_store(store: ImageStore, cache_bytes: int | None = None) -> Scan:
 
 
 def run_chunks(count: int, work: Callable[[int, int], T], title: str, chunk: int = _CHUNK) -> list[T]:
-    """Call `work(low, high)` over chunks of `range(count)` in threads; results in order, progress on a terminal."""
+    """Call `work(low, high)` over chunks of `range(count)` in threads; results in order, progress shown."""
     spans = [(low, min(low + chunk, count)) for low in range(0, count, chunk)]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         results = pool.map(lambda span: work(*span), spans)

@@ -36,8 +36,8 @@ def load_dataset(
 ) -> Dataset:
     """Read, check and split a data set.
 
-    Splits that the source gives are kept. A missing one is carved from training: stratified by class, by seed,
-    with images that belong together (a group key of the source, or exact duplicates) on one side.
+    Splits that the source gives are kept. A missing one is carved from training: stratified by class, by
+    seed, with images that belong together (a group key of the source, or exact duplicates) on one side.
 
     Args:
         spec: a folder, a .csv, an .npz, or one of the built-in names.
@@ -49,7 +49,10 @@ def load_dataset(
     Raises:
         DataError: missing, empty, unreadable or unsafe input, or only one class.
     """
-    raw = _read(spec, None if data_root is None else Path(data_root).expanduser())
+    try:
+        raw = _read(spec, None if data_root is None else Path(data_root).expanduser())
+    except OSError as error:
+        raise DataError(f"Cannot read '{spec}': {error.strerror or error}. Check its permissions.") from error
     if "train" not in raw.parts:
         raise DataError(f"'{raw.name}' has no training images. Expected a split named train.")
     scans = {split: scan_store(part.store) for split, part in raw.parts.items()}
@@ -113,11 +116,11 @@ def _read(spec: str | Path, data_root: Path | None) -> RawData:
 
 
 def _missing(path: Path, text: str) -> str:
-    near = ""
+    known = list(BUILTIN_NAMES) if path.parent == Path() else []
     if path.parent.is_dir():
-        near = close_matches(path.name, [entry.name for entry in path.parent.iterdir()])
-    near = near or close_matches(text.lower(), BUILTIN_NAMES)
-    return f"No data at '{text}'. Expected a folder, a .csv, an .npz, or one of {', '.join(BUILTIN_NAMES)}.{near}"
+        known += [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")]
+    near = close_matches(path.name, known)
+    return f"No data at '{text}'. Expected a folder, .csv, .npz or one of {', '.join(BUILTIN_NAMES)}.{near}"
 
 
 def _carve(

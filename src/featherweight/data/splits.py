@@ -1,4 +1,4 @@
-"""Cut a data set into training, validation and test images: stratified by class, by seed, groups kept whole."""
+"""Hold out a share of a data set: stratified by class, seeded, groups kept whole."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where images lie before they are decoded: files, encoded bytes in one array, or pixels in one array.
 
-A reader (`folder`, `table`, `npz`, `builtin`) hands on `RawData`: for each split that the source gives, a store
-with its labels. Items of a store are what `featherweight.data.images.open_image` accepts.
+A reader (`folder`, `table`, `npz`, `builtin`) hands on `RawData`: for each split that the source gives, a
+store with its labels. Items of a store are what `featherweight.data.images.open_image` accepts.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class RawPart:
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    """A source as read; `parts` has the key `"train"`, and `"val"` and `"test"` where the source gives them."""
+    """A source as read; `parts` has `"train"`, and `"val"` and `"test"` where the source gives them."""
 
     name: str
     classes: tuple[str, ...]

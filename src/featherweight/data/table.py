@@ -1,4 +1,4 @@
-"""Read a CSV file with the header path,label and, if wanted, split; paths are relative to the CSV's folder."""
+"""Read a CSV file with the header path,label and optionally split; paths are relative to the CSV's folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def read_table(path: Path) -> RawData:
     """Read the images that a CSV file lists; rows whose file is missing end up among the skipped.
 
     Raises:
-        DataError: not a CSV, a column is missing, a row has no label or an unknown split, or a path leaves the
-            CSV's folder (the message names the row).
+        DataError: not a CSV, a column is missing, a row has no label or an unknown split, or a path leaves
+            the CSV's folder (the message names the row).
     """
     rows = _rows(path)
     if not rows:
