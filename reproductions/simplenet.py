@@ -20,7 +20,7 @@ from featherweight.workflows.reproduce import Reproduction, judge, mean_spread
 CLAIM = "At equal parameters, SimpleNet's gradual widths and late pooling beat one width with early pooling."
 OURS, PLAIN = "simplenet_cifar_310k", "plain: uniform width, early pooling"
 PLAIN_WIDTH, PLAIN_LAYERS, PLAIN_POOLS = 62, 10, (0, 1, 2)
-"""Ten 3x3 layers of 62 channels hold 1 % more parameters as the slim SimpleNet; pools follow the first three."""
+"""Ten 3x3 layers of 62 channels hold 1 % more parameters than the slim SimpleNet; pools follow the first three."""
 
 
 def simplenet() -> nn.Module:
