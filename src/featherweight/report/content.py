@@ -62,7 +62,7 @@ class VariantResult:
     """What was measured of one exported file, `float32` or `int8`.
 
     `latency_ms` holds one `{p50, p95, threads}` for each number of threads (batch 1). `per_class` holds one
-    `{name, precision, recall, support}` for each class; a ratio with nothing under it is None.
+    `{name, precision, recall, support}` for each class; a ratio with nothing under it is 0 or None.
     """
 
     test_accuracy: float
