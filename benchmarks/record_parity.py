@@ -1,8 +1,8 @@
 """Run the parity tests of each system and record the result that `featherweight systems` reads.
 
-A parity test is a test in `tests/<folder>/test_<slug>.py` whose name contains `parity`: it compares our code with the
-official network or an independent reference. The record names the digest of the code it was made for, so that a later
-change to the code takes the status *verified* away until this program has run again.
+A parity test is a test in `tests/<folder>/test_<slug>.py` whose name contains `parity`: it compares our code
+with the official network or an independent reference. The record names the digest of the code it was made
+for, so that a later change to the code takes the status *verified* away until this program has run again.
 
     python benchmarks/record_parity.py            # every implemented system
     python benchmarks/record_parity.py simplenet  # one

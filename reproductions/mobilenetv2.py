@@ -1,8 +1,8 @@
 """MobileNetV2's two design claims in miniature, on CIFAR-10 at 32 pixels.
 
-The paper (section 6, figure 6): a ReLU6 after the projection hurts, because it destroys information in a thin tensor;
-and skips belong between the thin bottlenecks, not between the wide expansions, and not left out. The same narrow
-network is trained in four forms, for equal epochs, on equal batches.
+The paper (section 6, figure 6): a ReLU6 after the projection hurts, because it destroys information in a
+thin tensor; and skips belong between the thin bottlenecks, not between the wide expansions, and not left
+out. The same narrow network is trained in four forms, for equal epochs, on equal batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLAIM = (
     "expansions and no skips."
 )
 STAGES = ((1, 8, 1, 1), (6, 12, 2, 2), (6, 16, 3, 2), (6, 24, 3, 2), (6, 40, 2, 1))
-"""Expansion, output channels, blocks and first stride of each stage: the paper's shape, narrow and for 32 pixels."""
+"""Expansion, output channels, blocks and first stride of each stage: narrow and for 32 pixels."""
 
 BASELINE = "linear, skip between bottlenecks"
 FORMS = {

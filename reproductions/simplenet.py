@@ -1,8 +1,10 @@
-"""SimpleNet's claim in miniature: more accuracy per parameter than a plain net of the same size, on Fashion-MNIST.
+"""SimpleNet's claim in miniature: more accuracy per parameter than a plain net of the same size, on
+Fashion-MNIST.
 
-The paper's rules (section 3): widen gradually, keep the resolution as long as affordable, 1x1 kernels only near the end.
-The slim SimpleNet (310k) is trained against a plain net that breaks them: one width for all layers, and early pooling.
-Both have 3x3 convolutions, batch norm and ReLU, a global maximum at the end, and parameters within 2 %.
+The paper's rules (section 3): widen gradually, keep the resolution as long as affordable, 1x1 kernels only
+near the end. The slim SimpleNet (310k) is trained against a plain net that breaks them: one width for all
+layers, and early pooling. Both have 3x3 convolutions, batch norm and ReLU, a global maximum at the end, and
+parameters within 2 %.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from featherweight.workflows.reproduce import Reproduction, judge, mean_spread
 CLAIM = "At equal parameters, SimpleNet's gradual widths and late pooling beat one width with early pooling."
 OURS, PLAIN = "simplenet_cifar_310k", "plain: uniform width, early pooling"
 PLAIN_WIDTH, PLAIN_LAYERS, PLAIN_POOLS = 62, 10, (0, 1, 2)
-"""Ten 3x3 layers of 62 channels hold 1 % more parameters than the slim SimpleNet; pools follow the first three."""
+"""Ten 3x3 layers of 62 channels hold 1 % more parameters than SimpleNet; pools follow the first three."""
 
 
 def simplenet() -> nn.Module:

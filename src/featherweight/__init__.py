@@ -1,6 +1,7 @@
 """Lightweight vision networks, from paper to device: build, train, shrink, measure and ship them.
 
-The public names below load on first use, so that `import featherweight` costs nothing and never imports torch.
+The public names below load on first use, so that `import featherweight` costs nothing and never imports
+torch.
 
 >>> import featherweight
 >>> featherweight.list_models("mobilenetv2_1*")

@@ -68,14 +68,21 @@ def test_every_verb_and_option_is_documented_and_has_json(capsys, verb):
     assert "--json" in printed
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["show", "simplenet"], ["systems"], ["doctor", "--quick"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list"], ["show", "simplenet"], ["systems"], ["doctor", "--quick"]]
+)
 def test_starts_without_torch(words):
-    done = run(f"import sys; from featherweight.cli.main import main; main({words}); sys.exit('torch' in sys.modules)")
+    done = run(
+        f"import sys; from featherweight.cli.main import main; main({words}); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_package_imports_without_torch_and_lists_its_names():
-    done = run("import sys, featherweight as f; print(len(dir(f)), f.list_models); sys.exit('torch' in sys.modules)")
+    done = run(
+        "import sys, featherweight as f; print(len(dir(f)), f.list_models); sys.exit('torch' in sys.modules)"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -98,7 +105,9 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 def test_exit_code_reaches_the_shell():
-    done = run("import sys; from featherweight.cli.main import main; sys.exit(main(['predict', 'nowhere', 'a.png']))")
+    done = run(
+        "import sys; from featherweight.cli.main import main; sys.exit(main(['predict', 'nowhere', 'a.png']))"
+    )
     assert done.returncode == 3 and done.stdout == "" and "nowhere" in done.stderr
 
 

@@ -53,7 +53,9 @@ def data(tmp_path):
             folder.mkdir(parents=True)
             for i in range(count):
                 seen = COLOURS["green"] if (split, name) == ("test", "red") and i < 2 else colour
-                shade = tuple(max(0, value - i - {"train": 0, "val": 20, "test": 40}[split]) for value in seen)
+                shade = tuple(
+                    max(0, value - i - {"train": 0, "val": 20, "test": 40}[split]) for value in seen
+                )
                 Image.new("RGB", (8 + i, 8), shade).save(folder / f"{i}.png")
     return tmp_path / "data"
 
@@ -67,7 +69,7 @@ def test_predict_orders_classes(run, tmp_path):
 
 def test_falls_back_to_the_files_beside_the_model(tmp_path):
     spec = write_model(tmp_path / "bare.onnx", metadata=False)
-    with pytest.raises(CheckpointError, match="preprocess.json"):
+    with pytest.raises(CheckpointError, match=r"preprocess\.json"):
         Predictor(tmp_path / "bare.onnx")
     (tmp_path / "preprocess.json").write_text(spec.to_json())
     (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
@@ -107,7 +109,10 @@ def test_damaged_and_missing_models(tmp_path):
 def test_starts_in_under_a_second_without_torch(run, tmp_path):
     Image.new("RGB", (9, 9), COLOURS["blue"]).save(tmp_path / "b.png")
     words = ["predict", str(run), str(tmp_path / "b.png")]
-    code = f"import sys; from featherweight.cli.main import main; main({words}); sys.exit('torch' in sys.modules)"
+    code = (
+        f"import sys; from featherweight.cli.main import main; "
+        f"main({words}); sys.exit('torch' in sys.modules)"
+    )
     walls = []
     for _ in range(3):  # the fastest of three, because other work may share the machine
         began = time.monotonic()

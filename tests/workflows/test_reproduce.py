@@ -14,13 +14,14 @@ from featherweight.workflows import reproduce as module
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 
-ENTRY = '''
+ENTRY = """
 from featherweight.workflows.reproduce import Reproduction
 def reproduce(quick, data_root, seed, progress):
     progress("working")
     rows = [{"form": "a", "accuracy": "70 %"}, {"form": "b", "accuracy": "60 %"}]
-    return Reproduction("demo", "a beats b", rows, "holds", "10 points", {"a": [0.7], "b": [0.6]}, {"seed": seed})
-'''
+    return Reproduction("demo", "a beats b", rows, "holds", "10 points", {"a": [0.7], "b": [0.6]}, {"seed":
+    seed})
+"""
 
 
 @pytest.fixture

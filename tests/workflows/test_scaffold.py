@@ -44,7 +44,9 @@ def test_all_three_kinds_pass_their_own_tests(root):
         assert [path.suffix for path in written] == [".py", ".toml", ".py"]
         assert load_card(written[1]).slug == slug
         assert len(next_steps(kind, slug).splitlines()) == 5
-    done = subprocess.run([sys.executable, "-c", CHECK, str(root)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, str(root)], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

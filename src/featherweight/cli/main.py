@@ -28,7 +28,7 @@ from featherweight.errors import FeatherweightError
 
 INTERRUPTED = 130
 
-# typer carries its own copy of click from 0.25 on; its BadParameter leads to the right base class in both worlds.
+# typer carries its own copy of click from 0.25 on; BadParameter leads to the base class of either.
 _ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # type: ignore[assignment]
 
 app = typer.Typer(
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED, debug)
     except BrokenPipeError:
-        # The reader (`| head`) has left: send the rest nowhere, or the interpreter complains while it closes stdout.
+        # The reader (`| head`) has left: send the rest nowhere, or closing stdout complains.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except _ClickError as error:
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _invoke(words: list[str]) -> None:
-    """Parse and run without click's own error handling, which prints several lines and knows no exit code 130."""
+    """Parse and run without click's own error handling, which prints several lines."""
     command = typer.main.get_command(app)
     with command.make_context("featherweight", words) as context:
         command.invoke(context)

@@ -23,7 +23,8 @@ def show(
     if json:
         print_json(card)
         return
-    print_text(f"{card['title']}\n{card['summary']}\n")
+    print_text(f"{card['title']}\n{card['summary']}")
+    print_text("")
     facts = ("slug", "kind", "task", "status", "paper", "official_code", "module")
     print_table(("fact", "value"), [(fact.replace("_", " "), str(card[fact] or "-")) for fact in facts])
     if card["variants"]:

@@ -1,9 +1,10 @@
 """The catalogue: one row per network or system, with a status that is computed and never typed.
 
-*planned*: there is a card. *implemented*: the module exists, so the conformance suite runs over it. *verified*:
-`benchmarks/results/parity/<slug>.json` records that the system's parity tests passed, for the code as it stands.
-*reproduced*: `benchmarks/results/reproductions/<slug>.json` also records that the paper's claim held in miniature.
-Both files are written by programs (`benchmarks/record_parity.py`, `featherweight reproduce`), never by hand.
+*planned*: there is a card. *implemented*: the module exists, so the conformance suite runs over it.
+*verified*: `benchmarks/results/parity/<slug>.json` records that the system's parity tests passed, for the
+code as it stands. *reproduced*: `benchmarks/results/reproductions/<slug>.json` also records that the paper's
+claim held in miniature. Both files are written by programs (`benchmarks/record_parity.py`, `featherweight
+reproduce`), never by hand.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def results_folder() -> Path:
 def code_digest(card: Card) -> str:
     """Return a digest of the system's code that comments, docstrings and layout do not change.
 
-    A record of a passed test names the digest it was made for; after a change to the code it no longer counts.
+    A record of a passed test names the digest it was made for; after a change to the code it no longer
+    counts.
     """
     path = card.module_path
     if path is None:
@@ -175,9 +177,9 @@ def systems_markdown() -> str:
         "# Systems",
         "",
         "Written by `featherweight systems --markdown > SYSTEMS.md`; do not edit. The status is computed:",
-        "*planned* (a card) → *implemented* (the module exists, the conformance suite runs over it) → *verified*",
-        "(recorded parity with the official network or an independent reference) → *reproduced* (recorded verdict",
-        "that the paper's claim holds in miniature).",
+        "*planned* (a card) → *implemented* (the module exists, the conformance suite runs over it) →",
+        "*verified* (recorded parity with the official network or an independent reference) →",
+        "*reproduced* (recorded verdict that the paper's claim holds in miniature).",
         "",
         f"{len(rows)} systems: {counts}.",
         "",

@@ -1,4 +1,4 @@
-"""Look at what is installed, and say what does not work together. Nothing heavy is imported into this process."""
+"""Look at what is installed, and say what does not work together. Imports nothing heavy into this process."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ def evaluate(
         run_or_onnx: a run folder of `fit`, or one `.onnx` file.
         data: whatever `load_dataset` reads.
         data_root: folder holding the built-in data sets.
-        seed: of the split, where the data brings none; None takes the seed of the run, so that its test images
-            are those that training never saw.
+        seed: of the split, where the data brings none; None takes the seed of the run, so that its test
+            images are those that training never saw.
 
     Raises:
         DataError: the data has a class that the model does not know, or no test images.
@@ -63,7 +63,7 @@ def _evaluate_one(predictor: Predictor, dataset: Any) -> dict[str, Any]:
     if unknown:
         raise DataError(
             f"{dataset.name} has classes the model does not know: {', '.join(unknown[:5])}. "
-            f"The model knows: {', '.join(predictor.labels[:10])}. Evaluate on data with the same class names."
+            f"The model knows: {', '.join(predictor.labels[:10])}. Use data with the same class names."
         )
     to_model = np.array([predictor.labels.index(name) for name in dataset.classes])
     truth = to_model[np.asarray(dataset.test.labels)]

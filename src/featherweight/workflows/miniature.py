@@ -1,4 +1,4 @@
-"""What the miniatures of papers' claims share: a subset of a data set, a short training, the test accuracy."""
+"""What the miniatures of claims share: a subset of a data set, a short training, the test accuracy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Show a paper's claim in miniature, and record the verdict whatever it is.
 
 An entry is a file `reproductions/<slug>.py` with a function
-`reproduce(quick, data_root, seed, progress) -> Reproduction`. A quick run checks that the entry works; its verdict is
-always "inconclusive" and it is never recorded beside the full ones.
+`reproduce(quick, data_root, seed, progress) -> Reproduction`. A quick run checks that the entry works; its
+verdict is always "inconclusive" and it is never recorded beside the full ones.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def reproduce(
         data_root: folder holding the built-in data sets.
         seed: the first seed.
         progress: gets a line of text now and then.
-        out: folder of the result; None takes `benchmarks/results/reproductions` (quick: `runs/reproductions`).
+        out: folder of the result; None takes `benchmarks/results/reproductions` (quick:
+            `runs/reproductions`).
 
     Raises:
         UsageError: the system has no entry.
@@ -155,8 +156,9 @@ def mean_spread(values: Sequence[float], digits: int = 2) -> str:
 def judge(better: Sequence[float], worse: Sequence[float], images: int) -> str:
     """Say whether accuracies `better` (one per seed) really lie above `worse`.
 
-    The claim holds if the mean gain exceeds 1.96 standard errors and no seed contradicts it; it does not hold if the
-    same is true the other way round. The error joins the sampling of the test images with the spread over seeds.
+    The claim holds if the mean gain exceeds 1.96 standard errors and no seed contradicts it; it does not
+    hold if the same is true the other way round. The error joins the sampling of the test images with the
+    spread over seeds.
 
     >>> judge([0.80, 0.81], [0.70, 0.71], 10_000), judge([0.80], [0.799], 1000), judge([0.7], [0.8], 10_000)
     ('holds', 'inconclusive', 'does not hold')

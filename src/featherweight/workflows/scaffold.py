@@ -24,7 +24,8 @@ def scaffold(kind: str, slug: str, root: Path | None = None) -> list[Path]:
         root: source checkout; None takes the one this code runs from.
 
     Raises:
-        UsageError: the kind or slug is not valid, the system exists, a file is in the way, or there is no checkout.
+        UsageError: the kind or slug is not valid, the system exists, a file is in the way, or there is no
+            checkout.
     """
     if kind not in KINDS:
         raise UsageError(f"No kind '{kind}'.{close_matches(kind, KINDS)} Known: {', '.join(KINDS)}")
@@ -58,7 +59,7 @@ def next_steps(kind: str, slug: str) -> str:
     return "\n".join(
         (
             "Next:",
-            f"1. Fill in the card src/featherweight/{folder}/{slug}.toml: paper, claims and where they stand.",
+            f"1. Fill in the card src/featherweight/{folder}/{slug}.toml: paper and claims.",
             f"2. Write src/featherweight/{folder}/{slug}.py; keep the docstring's sections.",
             f"3. Run: python -m pytest tests/{folder}/test_{slug}.py{conformance} -k {slug}",
             "4. Run: featherweight systems --markdown > SYSTEMS.md",
