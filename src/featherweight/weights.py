@@ -1,4 +1,4 @@
-"""Reading, fetching and loading weights: safetensors first, foreign `.pt` files without running their pickles."""
+"""Reading, fetching and loading weights: safetensors, and foreign `.pt` files without running pickles."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
         ) from error
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: {reason}. It may be cut off."
-        ) from error
+        raise CheckpointError(f"{path} is no readable checkpoint: {reason}. It may be cut off.") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}. Expected a dictionary of weights.")
     return state
@@ -84,8 +82,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
 def load_pretrained(model: nn.Module, variant: Variant, progress: Progress | None = None) -> Path:
     """Load the published weights of a card's variant, from the cache or downloaded; return their file.
 
-    The classifier keeps its fresh values where the number of classes differs, and the first convolution adapts
-    to another number of input channels. The card's sources are tried in order.
+    The classifier stays fresh where the number of classes differs, and the first convolution adapts to another
+    number of input channels. The card's sources are tried in order.
 
     Raises:
         UsageError: the card lists no weights for this variant.
@@ -187,5 +185,5 @@ def _check_sha256(entry: WeightsEntry, path: Path) -> None:
     if not found.startswith(entry.sha256.lower()):
         path.unlink()
         raise CheckpointError(
-            f"{entry.url} has SHA-256 {found}, expected {entry.sha256}. The download was thrown away; try again."
+            f"{entry.url} has SHA-256 {found}, expected {entry.sha256}. The file was deleted; try again."
         )

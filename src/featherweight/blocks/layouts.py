@@ -42,7 +42,7 @@ def clean_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def rename(state: Mapping[str, Tensor], rules: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
     r"""Rename each key by the first rule (regular expression, replacement) that matches its beginning.
 
-    >>> list(rename({"conv1.weight": torch.zeros(1)}, [(r"conv(\\d)\\.", r"body.\\1.")]))
+    >>> list(rename({"conv1.weight": torch.zeros(1)}, [(r"conv(\d)\.", r"body.\1.")]))
     ['body.1.weight']
     """
     patterns = [(re.compile(pattern), replacement) for pattern, replacement in rules]
