@@ -14,8 +14,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featherweight.errors import DataError, FeatherweightError, MissingExtraError
+from featherweight.files import atomic_write
 
 if TYPE_CHECKING:
     import onnx
@@ -128,24 +127,6 @@ def _clean(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` first and rename it, so that a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; an exported model is as readable as any other file.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
 def _max_relative_error(data: bytes, images: torch.Tensor, expected: torch.Tensor) -> float:
     """Compare onnxruntime with PyTorch's answers on the whole batch and on its first image alone."""
     session = _session(data, threads=1)
@@ -216,7 +197,7 @@ def export_onnx(
                 f"{name}: outputs differ by {error:.2g} of the largest, limit {MAX_RELATIVE_ERROR:g}"
             )
             continue
-        write_atomically(path, data)
+        atomic_write(path, data)
         return ExportReport(path, len(data), proto.opset_import[0].version, name, error)
     raise FeatherweightError(f"Could not export {type(model).__name__} to ONNX ({'; '.join(failures)}).")
 

@@ -1,7 +1,7 @@
 """Count parameters and multiply-adds, exactly, of a PyTorch network or of an exported ONNX file.
 
-Only convolutions and linear layers count as MACs (1 MAC is one multiply-add), for a batch of 1: the convention of
-the papers. Attention products between two activations, normalisation and pooling are left out.
+Only convolutions and linear layers count as MACs (1 MAC is one multiply-add), for a batch of 1: the
+convention of the papers. Attention products between two activations, normalisation and pooling are left out.
 """
 
 from __future__ import annotations
@@ -40,20 +40,11 @@ class OnnxCount:
 
 def _meta_copy(model: torch.nn.Module) -> torch.nn.Module:
     """Copy `model` to the meta device without copying the values of its tensors."""
-    tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, Any] = {}
-    for tensor in tensors:
-        shadow = tensor.detach().to("meta")
-        memo[id(tensor)] = (
-            type(tensor)(shadow) if hasattr(tensor, "requires_grad_") and _is_param(tensor) else shadow
-        )
-    return copy.deepcopy(model, memo)
-
-
-def _is_param(tensor: torch.Tensor) -> bool:
     import torch
 
-    return isinstance(tensor, torch.nn.Parameter)
+    memo: dict[int, Any] = {id(b): b.detach().to("meta") for b in model.buffers()}
+    memo |= {id(p): torch.nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
 def _counting_mode() -> Any:
@@ -84,8 +75,8 @@ def _counting_mode() -> Any:
 def count(model: torch.nn.Module, input_size: tuple[int, ...]) -> Count:
     """Count parameters and the MACs of one image of `input_size` = `(C, H, W)`.
 
-    The network runs once in eval mode on the meta device (no arithmetic, no memory); one that looks at values and
-    so cannot run there runs once on the CPU. `model` itself is left as it was.
+    The network runs once in eval mode on the meta device (no arithmetic, no memory); one that looks at values
+    and so cannot run there runs once on the CPU. `model` itself is left as it was.
 
     >>> import torch
     >>> count(torch.nn.Conv2d(3, 8, 3, padding=1), (3, 10, 10))
