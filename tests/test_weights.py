@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        content = open(self.translate_path(self.path), "rb").read()
+        content = Path(self.translate_path(self.path)).read_bytes()
         header = self.headers.get("Range")
         type(self).seen.append(header)
         start = int(header.removeprefix("bytes=").rstrip("-")) if header else 0

@@ -82,8 +82,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
 def load_pretrained(model: nn.Module, variant: Variant, progress: Progress | None = None) -> Path:
     """Load the published weights of a card's variant, from the cache or downloaded; return their file.
 
-    The classifier stays fresh where the number of classes differs, and the first convolution adapts to another
-    number of input channels. The card's sources are tried in order.
+    The classifier stays fresh where the number of classes differs, and the first convolution adapts to
+    another number of input channels. The card's sources are tried in order.
 
     Raises:
         UsageError: the card lists no weights for this variant.

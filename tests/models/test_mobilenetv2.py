@@ -35,8 +35,6 @@ def test_skip_block_is_the_identity_without_its_projection():
 
 
 def test_small_images_keep_their_resolution():
-    model = create_model(
-        "mobilenetv2_035", stem_stride=1, strides=(1, 1, 2, 2, 1, 2, 1), num_classes=10
-    ).eval()
+    model = create_model("mobilenetv2_035", stem_stride=1, strides=(1, 1, 2, 2, 1, 2, 1)).eval()
     assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape[2:] == (4, 4)
     assert [info["reduction"] for info in model.feature_info] == [1, 2, 4, 8]

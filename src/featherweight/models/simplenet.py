@@ -155,11 +155,11 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight, gain=nn.init.calculate_gain("relu"))
 
 
-def _imagenet(net: str, scale: float, mode: str, width: float = 1.0, **kwargs: Any) -> SimpleNet:
+def _imagenet(net: str, scale: float, own_mode: str, width: float = 1.0, **kwargs: Any) -> SimpleNet:
     return SimpleNet(
         parse_layers(NETS[net]),
         scale * width,
-        **{"mode": mode, "stem_stride": 2, "num_classes": 1000, **kwargs},
+        **{"mode": own_mode, "stem_stride": 2, "num_classes": 1000, **kwargs},
     )
 
 
