@@ -62,3 +62,8 @@ def _console() -> Any:
     return Console(
         markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH
     )
+
+
+def print_renderable(table: Any) -> None:
+    """Print a table that another part of the library built."""
+    _console().print(table)

@@ -21,7 +21,7 @@ from featherweight.measure.accuracy import confusion, per_class, wilson_interval
 from featherweight.measure.count import count_onnx
 from featherweight.measure.latency import measure_latency
 from featherweight.measure.machine import machine
-from featherweight.measure.memory import peak_memory
+from featherweight.measure.memory import peak_memory_bytes
 from featherweight.report.content import CamExample, Mistake, VariantResult
 from featherweight.report.gradcam import grad_cam, overlay
 from featherweight.workflows.budget import Budget
@@ -71,7 +71,7 @@ def measure_variant(
         size_bytes=counted.size_bytes,
         macs=counted.macs,
         params=params,
-        peak_memory_bytes=peak_memory(path),
+        peak_memory_bytes=peak_memory_bytes(path),
         per_class=[dataclasses.asdict(score) for score in scores],
     )
     return result, answers
