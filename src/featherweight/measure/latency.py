@@ -147,7 +147,7 @@ def compare(paths: Sequence[str | Path], threads: int = 1, runs: int = 100, warm
 
 
 def cache_folder() -> Path:
-    """Return the folder of remembered latencies; `FEATHERWEIGHT_CACHE` overrides the system's cache folder."""
+    """Return the folder of remembered latencies; `FEATHERWEIGHT_CACHE` overrides the system's folder."""
     root = os.environ.get("FEATHERWEIGHT_CACHE") or platformdirs.user_cache_dir("featherweight")
     return Path(root) / "latency"
 

@@ -50,7 +50,7 @@ def _open_all(proto: onnx.ModelProto) -> tuple[onnxruntime.InferenceSession, lis
 
 
 def _least_error(histogram: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Shrink `low`..`high` to the range whose 8-bit quantiser has the least squared error on the histogram."""
+    """Shrink `low`..`high` to the range of least squared 8-bit rounding error on the histogram."""
     centres = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
     best = (np.inf, low, high)
     for share in np.linspace(1.0, 0.3, 36):

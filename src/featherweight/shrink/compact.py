@@ -100,6 +100,9 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
     _shorten(model.graph)
     del model.graph.value_info[:]
     del model.graph.quantization_annotation[:]
+    # onnxruntime's quantiser leaves a note on how it was called.
+    for entry in [e for e in model.metadata_props if e.key.startswith("onnx.")]:
+        model.metadata_props.remove(entry)
     used = {node.domain for node in model.graph.node}
     for entry in list(model.opset_import):
         if entry.domain and entry.domain not in used:

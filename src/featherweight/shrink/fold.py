@@ -10,6 +10,7 @@ Reference: Krishnamoorthi, arXiv 1806.08342, section 3.1.
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from torch import fx, nn
@@ -61,12 +62,12 @@ def _pairs_by_graph(model: nn.Module) -> list[tuple[str, str]]:
 
 
 def _pairs_by_neighbour(model: nn.Module) -> list[tuple[str, str]]:
-    """Find (layer, batch norm) names that follow each other in a `Sequential`, for networks that cannot be traced."""
+    """Find (layer, batch norm) names that are neighbours in a `Sequential`, where tracing fails."""
     pairs = []
     for prefix, parent in model.named_modules():
         if isinstance(parent, nn.Sequential):
             children = [(f"{prefix}.{name}".lstrip("."), child) for name, child in parent.named_children()]
-            neighbours = zip(children, children[1:], strict=False)
+            neighbours = itertools.pairwise(children)
             pairs += [(a, b) for (a, layer), (b, norm) in neighbours if _can_fold(layer, norm)]
     return pairs
 

@@ -3,8 +3,7 @@
 Weights become symmetric int8 with one scale per output channel, activations affine uint8 with one scale per
 tensor, biases int32 (the whitepaper's recommended post-training scheme). The file keeps the QDQ form, which
 every engine reads; onnxruntime turns it into integer convolutions when it loads it. ReLU and clipping vanish
-into the range of the convolution before them. Affine uint8 is also the fastest choice on x86: see docs of
-`QuantizeConfig`.
+into the range of the convolution before them. Affine uint8 is also the fastest choice on x86.
 """
 
 from __future__ import annotations

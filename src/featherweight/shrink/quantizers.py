@@ -63,7 +63,7 @@ def fake_affine(x: np.ndarray, low: float, high: float, bits: int = 8) -> np.nda
 
 
 def fake_symmetric(weight: np.ndarray, bits: int = 8, axis: int | None = None) -> np.ndarray:
-    """Quantise and dequantise `weight` with its symmetric narrow-range quantiser, per channel if `axis` is set."""
+    """Quantise and dequantise `weight` with its symmetric quantiser, per channel if `axis` is set."""
     step, top = symmetric_step(weight, bits, axis), 2 ** (bits - 1) - 1
     return dequantize(quantize(weight, step, 0, -top, top), step)
 
