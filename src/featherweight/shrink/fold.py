@@ -39,7 +39,8 @@ def _can_fold(layer: object, norm: object) -> bool:
     return layer.weight.shape[0] == norm.num_features
 
 
-def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+def set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule of `model` at the dotted `name`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
@@ -88,6 +89,6 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     except Exception:  # tracing fails in as many ways as there are forward methods
         pairs = _pairs_by_neighbour(folded)
     for layer, norm in pairs:
-        _set_module(folded, layer, fold_pair(folded.get_submodule(layer), folded.get_submodule(norm)))
-        _set_module(folded, norm, nn.Identity())
+        set_module(folded, layer, fold_pair(folded.get_submodule(layer), folded.get_submodule(norm)))
+        set_module(folded, norm, nn.Identity())
     return folded
