@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	rm -rf $(DEMO_OUT)
-	$(BIN)/featherweight fit digits --time 2m --out $(DEMO_OUT)
+	$(BIN)/featherweight fit digits --max-size 100KB --time 2m --out $(DEMO_OUT)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -m "not slow"

@@ -49,7 +49,7 @@ def fit(
     devices: Annotated[int, typer.Option(help="Processes to train with.")] = 1,
     json: JsonOption = False,
 ) -> None:
-    """Find, train, shrink, measure and export the best small classifier for DATA within a budget."""
+    """Find and train the best small classifier for DATA within a budget."""
     from featherweight.errors import BudgetError
     from featherweight.workflows.fit import fit as run_fit
 

@@ -8,12 +8,11 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from featherweight.data.sources import load_dataset
@@ -23,6 +22,7 @@ from featherweight.measure.machine import machine
 from featherweight.report.content import CandidatePoint, RunReport, VariantResult
 from featherweight.report.html import write_report
 from featherweight.report.model_card import write_model_card
+from featherweight.train.recipe import Recipe
 from featherweight.workflows import delivery
 from featherweight.workflows.budget import Budget, parse_quantity
 from featherweight.workflows.candidates import Candidate, list_candidates
@@ -39,9 +39,10 @@ log = logging.getLogger("featherweight")
 _SEARCH_SHARE = 0.25
 _ENDING_SHARE = 0.08
 _ENDING_LEAST_S = 20.0
-_MAX_TRIALS = 6
+_MAX_TRIALS = 5
+_LEAST_TRIAL_S = 5.0
 # Multiply-adds per second that training reaches on one core, forward and backward; decides only what is hopeless.
-_TRAIN_MACS_PER_CORE_S = 1.5e10
+_TRAIN_MACS_PER_CORE_S = 4e10
 _WANTED_EPOCHS = 12
 _WANTED_STEPS = 400
 
@@ -200,9 +201,6 @@ class _Job:
         if dataset.skipped:
             lines = ["path,reason", *(f"{_csv(path)},{_csv(reason)}" for path, reason in dataset.skipped)]
             atomic_write(self.folder.path / "skipped.csv", "\n".join(lines) + "\n")
-            log.warning("%d files could not be read; see skipped.csv", len(dataset.skipped))
-        for warning in dataset.warnings:
-            log.warning("%s", warning)
         counts = dataset.summary()["images"]
         log.info(
             "%s: %d classes, %d images (train %d, val %d, test %d)",
@@ -241,10 +239,7 @@ class _Job:
 
     def _screen(self, task: Task) -> list[Screened]:
         if "screened" in self.folder.progress:
-            return [
-                Screened(**{**entry, "candidate": Candidate(**entry["candidate"])})
-                for entry in self.folder.progress["screened"]
-            ]
+            return self._screened()
         native = max(task.dataset.sizes[1])
         candidates = list_candidates(native, self.config.models)
         train_s = max(1.0, (1 - _SEARCH_SHARE) * self.config.time_s - self.ending_s())
@@ -252,7 +247,7 @@ class _Job:
         speed = _TRAIN_MACS_PER_CORE_S * machine()["cores"]
         max_macs = math.inf if self.config.epochs else speed * train_s / images / 3
         # A trial shorter than a few seconds says nothing, so a short budget compares fewer candidates.
-        keep = max(1, min(_MAX_TRIALS, int(_SEARCH_SHARE * self.config.time_s / 10)))
+        keep = max(1, min(_MAX_TRIALS, int(_SEARCH_SHARE * self.config.time_s / _LEAST_TRIAL_S)))
         screened = screen(
             candidates,
             task.num_classes,
@@ -266,20 +261,22 @@ class _Job:
         return screened
 
     def _try(self, candidate: Candidate, task: Task, time_s: float, number: int) -> tuple[float, float]:
-        length: dict[str, Any] = {"time_budget_s": time_s}
-        if self.config.epochs:
-            length = {"epochs": max(1.0, self.config.epochs / 8) * 2**number}
-        recipe = make_recipe(candidate, task, seed=self.config.seed, **length)
+        epochs = max(1.0, self.config.epochs / 8) * 2**number if self.config.epochs else None
+        recipe = self._recipe(candidate, task, time_s, epochs)
         out = self.folder.path / "trials" / f"{candidate.label}-{number}"
         _, result = train_candidate(candidate, task, recipe, out, devices=self.config.devices)
         return result.val_accuracy, len(result.history)
+
+    def _recipe(self, candidate: Candidate, task: Task, time_s: float, epochs: float | None) -> Recipe:
+        """A length in epochs asks for a repeatable run, so nothing in it may depend on a stopwatch."""
+        length: dict[str, Any] = {"epochs": epochs, "bf16": False} if epochs else {"time_budget_s": time_s}
+        return make_recipe(candidate, task, seed=self.config.seed, **length)
 
     def _train(self, winner: Candidate, task: Task, teacher: nn.Module | None) -> tuple[nn.Module, list[dict]]:
         progress = self.folder.progress
         time_s = progress.get("train_s", max(2.0, self.remaining_s() - self.ending_s()))
         self.folder.save(train_s=time_s)
-        length = {"epochs": self.config.epochs} if self.config.epochs else {"time_budget_s": time_s}
-        recipe = make_recipe(winner, task, seed=self.config.seed, **length)
+        recipe = self._recipe(winner, task, time_s, self.config.epochs)
         model, result = train_candidate(
             winner,
             task,

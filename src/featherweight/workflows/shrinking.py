@@ -17,6 +17,7 @@ from torch import nn
 from featherweight.export.onnx import export_onnx, run_onnx
 from featherweight.measure.accuracy import accuracy
 from featherweight.measure.machine import machine
+from featherweight.shrink.qat import convert_qat, prepare_qat
 from featherweight.shrink.quantize import QuantizeReport, quantize_within
 from featherweight.train.loop import fit_model
 from featherweight.workflows.budget import Budget
@@ -128,8 +129,6 @@ def _fine_tune(
     model: nn.Module, job: _Job, wanted: float, int8_path: Path, time_s: float
 ) -> QuantizeReport:
     """Fine-tune with simulated quantisation, then quantise again, with float layers if it still takes them."""
-    from featherweight.shrink.qat import convert_qat, prepare_qat
-
     network = prepare_qat(model)
     task, candidate = job.task, job.candidate
     base = make_recipe(candidate, task, time_budget_s=time_s)
