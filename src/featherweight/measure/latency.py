@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import platformdirs
 
 from featherweight.errors import DataError
-from featherweight.files import atomic_write_json
+from featherweight.files import atomic_write_json, cache_folder
 from featherweight.measure.machine import machine_id
 
 if TYPE_CHECKING:
@@ -146,18 +144,12 @@ def compare(paths: Sequence[str | Path], threads: int = 1, runs: int = 100, warm
     return Comparison(tuple(latencies), verdict)
 
 
-def cache_folder() -> Path:
-    """Return the folder of remembered latencies; `FEATHERWEIGHT_CACHE` overrides the system's folder."""
-    root = os.environ.get("FEATHERWEIGHT_CACHE") or platformdirs.user_cache_dir("featherweight")
-    return Path(root) / "latency"
-
-
 def _cache_entry(path: Path, threads: int, runs: int) -> Path:
     import onnxruntime
 
     content = hashlib.sha256(path.read_bytes()).hexdigest()
     key = json.dumps([machine_id(), onnxruntime.__version__, content, threads, runs])
-    return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    return cache_folder("latency") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def _read_cache(entry: Path) -> Latency | None:
