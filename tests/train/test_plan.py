@@ -7,7 +7,8 @@ import torch
 from tiny_training import digits, tiny_net
 
 from featherweight.train.batches import Batches
-from featherweight.train.plan import evaluate, make_plan, score
+from featherweight.train.loop import fit_model
+from featherweight.train.plan import Plan, evaluate, make_plan, score
 from featherweight.train.recipe import Recipe
 
 
@@ -29,3 +30,23 @@ def test_planning_leaves_the_model_untouched_and_caps_the_epochs():
     plan = make_plan(model, batches, val, recipe, None, bf16=False, began=time.perf_counter())
     assert plan.total_steps == 25 and plan.steps_per_epoch == 10 and plan.eval_every >= 1
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_corrected_plan_fits_the_time_and_makes_no_jump():
+    plan = Plan(total_steps=1000, steps_per_epoch=10, bf16=False, eval_every=1, threads=1, world=1, began_s=2.0)
+    assert plan.is_due(20, 4.0, 100.0)
+    assert not plan.is_due(1, 1.0, 100.0)
+    slower = plan.corrected(100, 52.0, 100.0)
+    # 0.5 s a step so far; 95 % of 100 s leave 43 s.
+    assert slower.total_steps == 186
+    assert slower.position(100) / slower.total_steps == pytest.approx(0.1)
+    assert slower.position(186) == pytest.approx(186)
+    assert not slower.is_due(100, 52.0, 100.0)
+    assert slower.is_due(110, 66.0, 100.0)
+
+
+def test_a_first_estimate_far_too_short_is_made_up_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("featherweight.train.loop.make_plan", lambda *_, **__: Plan(2, 4, False, 1000, 1, 1))
+    recipe = Recipe(time_budget_s=2.0, batch_size=16, bf16=False)
+    result = fit_model(tiny_net(), *digits(), recipe, None, tmp_path)
+    assert result.steps > 20

@@ -18,7 +18,6 @@ from ..data.augment import Augment as Mixing
 from ..data.augment import mix_batch
 from ..errors import DataError
 from .recipe import Recipe
-from .schedule import image_size
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """`augment(images uint8 (N, C, H, W), labels (N,), generator) -> (images, targets)`; images come back as
@@ -131,8 +130,12 @@ class Batches:
         start = (position * self.world + self.rank) * self.local_size
         return self._order[start : start + self.local_size]
 
-    def get(self, step: int, total_steps: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    def get(
+        self, step: int, size: int | None = None, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
         """Return (images float32 (N, C, H, W), targets) of `step`, and reseed torch's global stream.
+
+        `size` resizes the images to that side in pixels.
 
         The gathered block is (N, H, W, C); its permuted view already is a channels-last batch, so no
         copy is spent on layout.
@@ -146,7 +149,6 @@ class Batches:
             images, targets = self.augment(images, targets, generator)
         images, targets = images.to(device), targets.to(device)
         images = normalise(images, self.data.mean, self.data.std)
-        size = image_size(step, total_steps, recipe)
         if size is not None:
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
         if recipe.mixup > 0 or recipe.cutmix > 0:

@@ -229,7 +229,7 @@ def _train(fabric: Fabric, job: Job) -> TrainResult:
             progress.close()
     scored = [line for line in run.history if line["val_accuracy"] is not None]
     best = max(scored, key=lambda line: line["val_accuracy"], default={"epoch": len(run.history)})
-    return TrainResult(run.history, best["epoch"], accuracy, wall_s, plan.total_steps)
+    return TrainResult(run.history, best["epoch"], accuracy, wall_s, run.plan.total_steps)
 
 
 def _check_identity(stored: dict[str, Any], now: dict[str, Any], out_dir: Path) -> None:

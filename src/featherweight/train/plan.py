@@ -7,6 +7,7 @@ stored with the state; a resumed run reads it back instead of timing again.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -26,11 +27,17 @@ from .schedule import build_optimizer, image_size
 _PROBE_IMAGES = 512
 _BUDGET_MARGIN = 0.95
 _EVAL_SHARE = 0.05
+_CHECKS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided: steps in all and per epoch, precision, epochs between validations, threads."""
+    """What was decided: steps in all and per epoch, precision, epochs between validations, threads.
+
+    A first estimate of the steps that fit a time budget is corrected during the training (`corrected`). Then
+    `anchor_step` is the step of the last correction and `anchor_share` the part of the schedule done by then;
+    `began_s` is the wall time in seconds that went by before the first step.
+    """
 
     total_steps: int
     steps_per_epoch: int
@@ -38,6 +45,36 @@ class Plan:
     eval_every: int
     threads: int
     world: int
+    anchor_step: int = 0
+    anchor_share: float = 0.0
+    checks: int = 0
+    began_s: float = 0.0
+
+    def position(self, step: int) -> float:
+        """Return where `step` lies in the schedule, in steps of `total_steps`; corrections make no jump."""
+        if self.anchor_step == 0:
+            return step
+        rest = (step - self.anchor_step) / max(1, self.total_steps - self.anchor_step)
+        return self.total_steps * (self.anchor_share + (1 - self.anchor_share) * rest)
+
+    def is_due(self, step: int, wall_s: float, budget_s: float) -> bool:
+        """Return whether the pace is to be checked: at fixed parts of the time or of the schedule."""
+        done = max(wall_s / budget_s, self.position(step) / self.total_steps)
+        return self.checks < len(_CHECKS) and done >= _CHECKS[self.checks]
+
+    def corrected(self, step: int, wall_s: float, budget_s: float) -> Plan:
+        """Return the plan with as many steps as fit the rest of the budget at the pace so far."""
+        share = self.position(step) / self.total_steps
+        done = max(wall_s / budget_s, share)
+        pace_s = (wall_s - self.began_s) / step
+        left = int((_BUDGET_MARGIN * budget_s - wall_s) / pace_s)
+        return dataclasses.replace(
+            self,
+            total_steps=step + max(1, left),
+            anchor_step=step,
+            anchor_share=share,
+            checks=sum(check <= done for check in _CHECKS),
+        )
 
 
 def training_loss(
@@ -95,10 +132,10 @@ def time_step(
     copied = copy.deepcopy(model).train()
     optimizer, times = build_optimizer(copied, recipe), []
     began = time.perf_counter()
-    # Step 0 warms up caches and kernels; asking for the last step's size times the full resolution.
+    # Step 0 warms up caches and kernels.
     for step in range(9):
         start = time.perf_counter()
-        images, targets = batches.get(step % batches.steps_per_epoch, 0, device)
+        images, targets = batches.get(step % batches.steps_per_epoch, None, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             loss = training_loss(copied, images, targets, recipe, teacher)
         optimizer.zero_grad(set_to_none=True)

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .batches import Batches
-from .checkpoint import State, save_state, save_tensors, write_atomic
+from .checkpoint import State, save_state, save_tensors, write_run_file
 from .ema import Ema
 from .interrupt import Interrupt, deferred_interrupt
 from .plan import Plan, evaluate, score, training_loss
 from .progress import ProgressCallback
-from .schedule import build_optimizer, learning_rate, set_learning_rate
+from .schedule import build_optimizer, image_size, learning_rate, set_learning_rate
 
 if TYPE_CHECKING:
     from .loop import Job
@@ -58,6 +58,7 @@ class Run:
         self.progress({"event": "plan", **dataclasses.asdict(self.plan)})
         with deferred_interrupt(self.fabric.world_size == 1) as asked:
             if self.step == 0:
+                self.plan = dataclasses.replace(self.plan, began_s=self.wall_s)
                 self._save()
             try:
                 self._loop(asked)
@@ -77,6 +78,7 @@ class Run:
             ends_epoch = self.step % self.plan.steps_per_epoch == 0 or self.step == self.plan.total_steps
             if ends_epoch:
                 self._end_epoch()
+            self._correct_pace()
             self._between_steps = True
             self._save_if_due(ends_epoch)
             if asked.requested:
@@ -85,11 +87,22 @@ class Run:
             if ends_epoch:
                 self.progress({"event": "epoch", **self.history[-1]})
 
+    def _correct_pace(self) -> None:
+        """Fit the number of steps to the time budget again; the new plan is stored before it is followed."""
+        budget_s = self.recipe.time_budget_s
+        if budget_s is None or self.recipe.epochs is not None or self.plan.world > 1:
+            return
+        if self.step < self.plan.total_steps and self.plan.is_due(self.step, self.wall_s, budget_s):
+            self.plan = self.plan.corrected(self.step, self.wall_s, budget_s)
+            self._save()
+
     def _one_step(self) -> None:
         plan, recipe, step = self.plan, self.recipe, self.step
-        lr = learning_rate(step, plan.total_steps, recipe)
+        position = plan.position(step)
+        lr = learning_rate(position, plan.total_steps, recipe)
         set_learning_rate(self.optimizer, lr)
-        images, targets = self.batches.get(step, plan.total_steps, self.fabric.device)
+        size = image_size(position, plan.total_steps, recipe)
+        images, targets = self.batches.get(step, size, self.fabric.device)
         with self.fabric.autocast():
             loss = training_loss(self.wrapped, images, targets, recipe, self.teacher)
         value = loss.item()
@@ -132,7 +145,7 @@ class Run:
         if self.fabric.global_rank == 0:
             # Rewritten as a whole: a line that a killed run wrote after its last state is not repeated.
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
-            write_atomic(self.job.out_dir / "metrics.jsonl", lines.encode())
+            write_run_file(self.job.out_dir / "metrics.jsonl", lines.encode())
 
     def _validate(self, *, exact: bool) -> tuple[float, float]:
         """Return rank 0's (accuracy, loss) of the averaged weights; `exact` does it in float32."""

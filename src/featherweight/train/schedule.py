@@ -10,7 +10,7 @@ from torch import nn
 from .recipe import Recipe
 
 
-def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
+def learning_rate(step: float, total_steps: int, recipe: Recipe) -> float:
     """Return the learning rate of the 0-based `step`.
 
     Cosine: `lr * (step + 1) / warmup` while warming up, then half a cosine period down to
@@ -27,7 +27,7 @@ def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
     return recipe.lr * (recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * shape)
 
 
-def image_size(step: int, total_steps: int, recipe: Recipe) -> int | None:
+def image_size(step: float, total_steps: int, recipe: Recipe) -> int | None:
     """Return the side in pixels that a batch of `step` is resized to, or None for its full size.
 
     >>> image_size(0, 10, Recipe(epochs=1, image_schedule=((0.5, 24),)))
