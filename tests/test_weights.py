@@ -157,7 +157,7 @@ def test_wrong_checksum_is_thrown_away(server):
     (folder / "w.bin").write_bytes(b"something else")
     with pytest.raises(CheckpointError, match="SHA-256"):
         weights.fetch_weights(Weights(f"{address}/w.bin", "own", "00" * 32))
-    assert not list(weights.cache_folder().rglob("*w.bin*"))
+    assert not list(weights.cache_folder("weights").rglob("*w.bin*"))
 
 
 def test_offline_uses_the_cache_only(server, monkeypatch):

@@ -21,6 +21,10 @@ class UsageError(FeatherweightError):
     exit_code = 2
 
 
+class WriteError(FeatherweightError, OSError):
+    """A file cannot be written; an older one of that name is as it was (exit code 1)."""
+
+
 class DataError(FeatherweightError):
     """Input data cannot be used: missing, unreadable, corrupt or unsafe (exit code 3)."""
 
@@ -45,7 +49,9 @@ class MissingExtraError(FeatherweightError):
     @classmethod
     def for_extra(cls, what: str, extra: str) -> MissingExtraError:
         """Build the standard message: `what` needs the optional dependency group `extra`."""
-        return cls(f"{what} needs the optional part '{extra}'. Install it: pip install 'featherweight[{extra}]'")
+        return cls(
+            f"{what} needs the optional part '{extra}'. Install it: pip install 'featherweight[{extra}]'"
+        )
 
 
 def close_matches(name: str, known: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from featherweight.errors import CheckpointError, UsageError
+from featherweight.files import cache_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,14 +104,6 @@ def load_pretrained(model: nn.Module, variant: Variant, progress: Progress | Non
     raise CheckpointError(" ".join(failures))
 
 
-def cache_folder() -> Path:
-    """Return where downloads are kept: `FEATHERWEIGHT_CACHE`, else the user's cache folder."""
-    import platformdirs
-
-    chosen = os.environ.get("FEATHERWEIGHT_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("featherweight")
-
-
 def is_offline() -> bool:
     """Tell whether downloads are forbidden by `HF_HUB_OFFLINE`."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
@@ -125,7 +118,7 @@ def fetch_weights(entry: WeightsEntry, progress: Progress | None = None) -> Path
     parts = urlparse(entry.url)
     # The address is part of the name: two sources may use one file name for different weights.
     tag = hashlib.sha256(entry.url.encode()).hexdigest()[:8]
-    target = cache_folder() / "weights" / f"{tag}-{Path(unquote(parts.path)).name}"
+    target = cache_folder("weights") / f"{tag}-{Path(unquote(parts.path)).name}"
     if target.is_file():
         return target
     if is_offline() and parts.scheme != "file":

@@ -17,7 +17,7 @@ from featherweight.cards import KINDS, Card, all_cards
 from featherweight.measure.count import count
 from featherweight.registry import create_model
 
-UNITS = {"": 1, "K": 1e3, "k": 1e3, "M": 1e6, "G": 1e9}
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 BUILT = [card for card in all_cards().values() if card.module_path]
 MODELS = [card for card in BUILT if card.kind == "model"]
 VARIANTS = [(card, name) for card in MODELS for name in card.variants]

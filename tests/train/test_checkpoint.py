@@ -77,6 +77,12 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
     assert load_state(tmp_path).step == 1
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_save(tmp_path):
+    (tmp_path / ".state-000000000.safetensors.k1ll3d.tmp").write_bytes(b"half")
+    save_state(tmp_path, 1, tensors(1), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-000000001.safetensors", "state.json"]
+
+
 def full_disk(*args):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -107,7 +113,7 @@ def test_a_disk_that_fills_up_between_tensors_and_pointer(tmp_path, monkeypatch)
         with pytest.raises(CheckpointError, match="Disk full"):
             save_state(tmp_path, 2, tensors(2), {})
     assert load_state(tmp_path).step == 1
-    assert not list(tmp_path.glob("*.tmp-*"))
+    assert not list(tmp_path.glob("*.tmp*"))
 
 
 class Bomb:

@@ -14,6 +14,7 @@ import numpy as np
 from featherweight.data.npz import read_npz, read_npz_folder
 from featherweight.data.store import ArrayStore, RawData, RawPart
 from featherweight.errors import DataError
+from featherweight.files import cache_folder
 
 _DIGITS = tuple("0123456789")
 _GARMENTS = (
@@ -56,17 +57,7 @@ def read_builtin(name: str, data_root: Path | None = None) -> RawData:
         return _read_digits()
     if data_root is not None:
         return _read_local(name, data_root)
-    return _read_torchvision(name, cache_folder() / "datasets", download=not os.environ.get("HF_HUB_OFFLINE"))
-
-
-def cache_folder() -> Path:
-    """Return the folder for downloads: `FEATHERWEIGHT_CACHE`, or the user's cache folder."""
-    override = os.environ.get("FEATHERWEIGHT_CACHE")
-    if override:
-        return Path(override)
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("featherweight"))
+    return _read_torchvision(name, cache_folder("datasets"), download=not os.environ.get("HF_HUB_OFFLINE"))
 
 
 def _read_digits() -> RawData:

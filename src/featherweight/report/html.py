@@ -13,9 +13,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from featherweight.files import atomic_write
 from featherweight.report import plots, units
 from featherweight.report.content import RunReport, sort_candidates
-from featherweight.report.files import write_text_atomic
 from featherweight.report.tables import interval_text, variant_rows
 
 THUMBNAIL_PX = 256
@@ -141,6 +141,6 @@ def write_report(content: RunReport, path: str | Path) -> Path:
     """Write the report to `path`, atomically, and return the path.
 
     Raises:
-        OSError: the file cannot be written; an older report is left as it was.
+        WriteError: the file cannot be written; an older report is left as it was.
     """
-    return write_text_atomic(path, render_report(content))
+    return atomic_write(path, render_report(content))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from featherweight.files import atomic_write
 from featherweight.report.content import RunReport, VariantResult
-from featherweight.report.files import write_text_atomic
 from featherweight.report.html import cell_text
 from featherweight.report.tables import variant_rows
 from featherweight.report.units import budget_rows, format_percent, format_seconds
@@ -183,6 +183,6 @@ def write_model_card(content: RunReport, path: str | Path) -> Path:
     """Write the model card to `path`, atomically, and return the path.
 
     Raises:
-        OSError: the file cannot be written; an older card is left as it was.
+        WriteError: the file cannot be written; an older card is left as it was.
     """
-    return write_text_atomic(path, render_model_card(content))
+    return atomic_write(path, render_model_card(content))

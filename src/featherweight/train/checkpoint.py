@@ -22,12 +22,14 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, WriteError
+from ..files import TEMPORARY_SUFFIX, atomic_write
 
 log = logging.getLogger("featherweight")
 
 CURRENT, PREVIOUS = "state.json", "state.previous.json"
 _FORMAT = 1
+_LEFTOVERS = f".state*{TEMPORARY_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -39,32 +41,21 @@ class State:
     scalars: dict[str, Any]
 
 
-def write_atomic(path: Path, payload: bytes) -> None:
-    """Write `payload` to a temporary neighbour, sync it, and rename it to `path`.
+def write_run_file(path: Path, payload: bytes) -> None:
+    """Write a file that a run needs to go on, atomically.
 
     Raises:
         CheckpointError: The disk is full or refuses the write; nothing is left behind, `path` is unchanged.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            view = memoryview(payload)
-            while view:
-                view = view[os.write(handle, view) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        atomic_write(path, payload)
+    except WriteError as error:
+        if getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise CheckpointError(
                 f"Disk full while writing {path} ({len(payload)} bytes); the previous checkpoint is kept. "
                 "Free some space and go on with --resume."
             ) from error
-        raise CheckpointError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise CheckpointError(str(error)) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -87,7 +78,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     The bytes depend on names, types, shapes and values only, not on memory layout.
     """
     payload = serialise_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    write_atomic(path, payload)
+    write_run_file(path, payload)
     return hashlib.sha256(payload).hexdigest()
 
 
@@ -118,14 +109,13 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor], scalars: 
         CheckpointError: The disk is full or not writable; the state before stays in force.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     file = f"state-{step:09d}.safetensors"
     sha256 = save_tensors(folder / file, tensors)
     body = {"format": _FORMAT, "step": step, "file": file, "sha256": sha256, "scalars": dict(scalars)}
     pointer = json.dumps({"body": body, "digest": _digest(body)}).encode()
     current = folder / CURRENT
     staged = folder / f"{CURRENT}.new"
-    write_atomic(staged, pointer)
+    write_run_file(staged, pointer)
     if current.exists() and _pointed_file(current) != file:
         os.replace(current, folder / PREVIOUS)
     os.replace(staged, current)
@@ -144,7 +134,7 @@ def _pointed_file(pointer: Path) -> str | None:
 def _remove_stale(folder: Path) -> None:
     """Delete state files that no pointer names, and leftovers of killed writers."""
     named = {_pointed_file(folder / CURRENT), _pointed_file(folder / PREVIOUS)}
-    for path in [*folder.glob("state-*.safetensors"), *folder.glob("state*.tmp-*")]:
+    for path in [*folder.glob("state-*.safetensors"), *folder.glob(_LEFTOVERS)]:
         if path.name not in named:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -152,7 +142,7 @@ def _remove_stale(folder: Path) -> None:
 
 def clear_states(folder: Path) -> None:
     """Delete every state in `folder`, pointers first."""
-    for pattern in ("state*.json*", "state-*.safetensors*"):
+    for pattern in ("state*.json*", "state-*.safetensors*", _LEFTOVERS):
         for path in Path(folder).glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -16,9 +16,9 @@ import torch
 
 from featherweight.errors import BudgetError
 from featherweight.export.onnx import export_onnx
-from featherweight.files import atomic_write_json
+from featherweight.files import atomic_write_json, cache_folder
 from featherweight.measure.count import count, count_onnx
-from featherweight.measure.latency import cache_folder, measure_latency
+from featherweight.measure.latency import measure_latency
 from featherweight.measure.machine import machine_id
 from featherweight.shrink.quantize import quantize_onnx
 from featherweight.workflows.budget import Budget
@@ -157,7 +157,7 @@ def _measure(entry: Screened, num_classes: int, in_chans: int, budget: Budget, w
 
 def _cached_figures(candidate: Candidate, num_classes: int, in_chans: int, work_dir: Path) -> dict[str, Any]:
     key = json.dumps([candidate.to_dict(), num_classes, in_chans, machine_id()], sort_keys=True)
-    path = cache_folder() / "screening" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    path = cache_folder("screening") / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     if path.exists():
         try:
             return json.loads(path.read_text())
