@@ -1,8 +1,8 @@
 """Cards: what the papers claim and what our code counts, read from `<slug>.toml` beside each system.
 
 Reading cards needs no torch, so that `featherweight list`, `show` and `systems` start at once. Three kinds of
-figures are never mixed: *claimed* (by the paper, with the place), *counted* (exact, from our code; a test asserts
-equality) and *measured* (by us, files under `benchmarks/results`, never in a card).
+figures are never mixed: *claimed* (by the paper, with the place), *counted* (exact, from our code; a test
+asserts equality) and *measured* (by us, files under `benchmarks/results`, never in a card).
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def load_card(path: Path) -> Card:
             search=search,
         )
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"Card {path} cannot be read: {error}. See CONTRIBUTING.md for the format.") from error
+        raise DataError(
+            f"Card {path} cannot be read: {error}. See CONTRIBUTING.md for the format."
+        ) from error
 
 
 @functools.cache

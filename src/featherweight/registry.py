@@ -1,6 +1,6 @@
 """The registry: names of networks, how to build one, and suggestions for a name that does not exist.
 
-Names come from the cards, so listing them needs no torch; the module of a network is imported when it is built.
+Names come from the cards, so listing them needs no torch; a network's module is imported when it is built.
 The arguments of `create_model` have timm's meaning.
 """
 

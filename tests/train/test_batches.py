@@ -40,7 +40,7 @@ def test_batches_are_normalised_and_channels_last():
     images = torch.randint(0, 256, (10, 6, 5, 3), dtype=torch.uint8)
     data = ArrayData(images, torch.arange(10), (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     batches = Batches(data, Recipe(epochs=1, batch_size=4), None, 10)
-    batch, labels = batches.get(0, 10)
+    batch, labels = batches.get(0)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     mean, std = torch.tensor(data.mean).view(3, 1, 1), torch.tensor(data.std).view(3, 1, 1)
     expected = (images[labels].permute(0, 3, 1, 2) / 255.0 - mean) / std

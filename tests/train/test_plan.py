@@ -33,7 +33,9 @@ def test_planning_leaves_the_model_untouched_and_caps_the_epochs():
 
 
 def test_a_corrected_plan_fits_the_time_and_makes_no_jump():
-    plan = Plan(total_steps=1000, steps_per_epoch=10, bf16=False, eval_every=1, threads=1, world=1, began_s=2.0)
+    plan = Plan(
+        total_steps=1000, steps_per_epoch=10, bf16=False, eval_every=1, threads=1, world=1, began_s=2.0
+    )
     assert plan.is_due(20, 4.0, 100.0)
     assert not plan.is_due(1, 1.0, 100.0)
     slower = plan.corrected(100, 52.0, 100.0)

@@ -27,7 +27,15 @@ def test_quantities_read_their_units(text, kind, value):
 
 @pytest.mark.parametrize(
     ("text", "kind"),
-    [("5", "time"), ("five ms", "time"), ("5 MB", "time"), ("-1MB", "size"), ("0", "count"), ("", "size"), (0, "size")],
+    [
+        ("5", "time"),
+        ("five ms", "time"),
+        ("5 MB", "time"),
+        ("-1MB", "size"),
+        ("0", "count"),
+        ("", "size"),
+        (0, "size"),
+    ],
 )
 def test_a_quantity_that_cannot_be_meant_is_a_usage_error(text, kind):
     with pytest.raises(UsageError):

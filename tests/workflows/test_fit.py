@@ -56,7 +56,10 @@ def test_the_metrics_hold_what_is_promised(digits_run):
 
 def test_it_learns(digits_run):
     assert digits_run.metrics["variants"]["float32"]["test_accuracy"] > 0.8
-    assert abs(digits_run.metrics["val_accuracy"]["float32"] - digits_run.metrics["val_accuracy"]["int8"]) <= 0.01
+    assert (
+        abs(digits_run.metrics["val_accuracy"]["float32"] - digits_run.metrics["val_accuracy"]["int8"])
+        <= 0.01
+    )
 
 
 def test_the_int8_file_holds_integer_weights(digits_run):

@@ -34,7 +34,7 @@ def test_resuming_with_other_settings_names_them(tmp_path):
 
 def test_a_damaged_folder_is_a_checkpoint_error(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         RunFolder(tmp_path, {}, resume=True)
 
 

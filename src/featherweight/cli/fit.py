@@ -25,7 +25,9 @@ def fit(
         str | None, typer.Option(help="Of one image on one thread of this machine, for example 5ms.")
     ] = None,
     max_size: Annotated[str | None, typer.Option(help="Of the deployed file, for example 1MB.")] = None,
-    max_macs: Annotated[str | None, typer.Option(help="Multiply-adds for one image, for example 50M.")] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(help="Multiply-adds for one image, for example 50M.")
+    ] = None,
     max_drop: Annotated[
         float, typer.Option(help="Percentage points of validation accuracy that int8 may lose.")
     ] = 1.0,
@@ -36,7 +38,9 @@ def fit(
     seed: Annotated[int, typer.Option(help="Decides splits, order, augmentation and weights.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
-    data_root: Annotated[Path | None, typer.Option(help="Folder holding the built-in data sets, offline.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder holding the built-in data sets, offline.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Distil from the run folder of an earlier fit, or from timm/NAME.")
     ] = None,
@@ -77,8 +81,8 @@ def fit(
         _print_result(result)
     if result.violations:
         raise BudgetError(
-            f"Budget not met by the best model: {'; '.join(result.violations)}. It was written to {result.run_dir} "
-            "all the same. Loosen the limit, or give more --time."
+            f"Budget not met by the best model: {'; '.join(result.violations)}. It was written to "
+            f"{result.run_dir} all the same. Loosen the limit, or give more --time."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the user's device allows: limits on latency, size and MACs, and how they are written on a command line."""
+"""What the user's device allows: limits on latency, size and MACs, as written on a command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of the main job: measure the exported files on the test split, and write what the user takes away."""
+"""The end of the main job: measure the exported files on the test split, write what the user keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featherweight.data.preprocess import Preprocess
 from featherweight.data.sources import Split
 from featherweight.export.onnx import run_onnx
 from featherweight.files import atomic_write, atomic_write_json
-from featherweight.measure.accuracy import confusion, per_class, wilson_interval, worst_mistakes
+from featherweight.measure.accuracy import per_class, wilson_interval, worst_mistakes
 from featherweight.measure.count import count_onnx
 from featherweight.measure.latency import measure_latency
 from featherweight.measure.machine import machine
@@ -99,11 +99,13 @@ def budget_violations(result: VariantResult, budget: Budget) -> list[str]:
     return budget.violations(latency_ms["p50"] if latency_ms else 0.0, result.size_bytes, result.macs)
 
 
-def choose_variant(variants: Mapping[str, VariantResult], budget: Budget, val_accuracy: Mapping[str, float]) -> str:
+def choose_variant(
+    variants: Mapping[str, VariantResult], budget: Budget, val_accuracy: Mapping[str, float]
+) -> str:
     """Return the variant to deploy.
 
-    Those within the budget come first; among them int8, unless it loses more than `max_drop` points of validation
-    accuracy or is both slower than float32 and not asked for by a size limit.
+    Those within the budget come first; among them int8, unless it loses more than `max_drop` points of
+    validation accuracy or is both slower than float32 and not asked for by a size limit.
     """
 
     def rank(name: str) -> tuple[bool, bool, bool]:
@@ -149,7 +151,9 @@ def pick_cams(
     return examples
 
 
-def write_sidecars(run_dir: Path, preprocess: Preprocess, classes: Sequence[str], metrics: Mapping[str, Any]) -> None:
+def write_sidecars(
+    run_dir: Path, preprocess: Preprocess, classes: Sequence[str], metrics: Mapping[str, Any]
+) -> None:
     """Write `preprocess.json`, `labels.txt` and `metrics.json` beside the models."""
     atomic_write(run_dir / "preprocess.json", preprocess.to_json() + "\n")
     atomic_write(run_dir / "labels.txt", "".join(f"{name}\n" for name in classes))

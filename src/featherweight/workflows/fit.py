@@ -1,4 +1,4 @@
-"""The main job: from a folder of images and a device's budget to the best small model, measured and explained."""
+"""The main job: from a folder of images and a device's budget to the best small model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from featherweight.data.sources import load_dataset
-from featherweight.errors import FeatherweightError, UsageError
+from featherweight.errors import UsageError
 from featherweight.files import atomic_write
 from featherweight.measure.machine import machine
 from featherweight.report.content import CandidatePoint, RunReport, VariantResult
@@ -26,7 +26,7 @@ from featherweight.train.recipe import Recipe
 from featherweight.workflows import delivery
 from featherweight.workflows.budget import Budget, parse_quantity
 from featherweight.workflows.candidates import Candidate, list_candidates
-from featherweight.workflows.halving import Trial, rounds_of, successive_halving
+from featherweight.workflows.halving import Trial, successive_halving
 from featherweight.workflows.run_folder import RunFolder, default_folder
 from featherweight.workflows.screening import Screened, screen
 from featherweight.workflows.shrinking import Shrunk, shrink
@@ -39,9 +39,9 @@ log = logging.getLogger("featherweight")
 _SEARCH_SHARE = 0.25
 _ENDING_SHARE = 0.08
 _ENDING_LEAST_S = 20.0
-_MAX_TRIALS = 5
+_MAX_TRIALS = 4
 _LEAST_TRIAL_S = 5.0
-# Multiply-adds per second that training reaches on one core, forward and backward; decides only what is hopeless.
+# Multiply-adds per second that training reaches on one core, forward and backward; rules out the hopeless.
 _TRAIN_MACS_PER_CORE_S = 4e10
 _WANTED_EPOCHS = 12
 _WANTED_STEPS = 400
@@ -55,7 +55,7 @@ class FitConfig:
     """
 
     data: str
-    budget: Budget = Budget()
+    budget: Budget = dataclasses.field(default_factory=Budget)
     time_s: float = 1800.0
     models: tuple[str, ...] | None = None
     seed: int = 0
@@ -272,7 +272,9 @@ class _Job:
         length: dict[str, Any] = {"epochs": epochs, "bf16": False} if epochs else {"time_budget_s": time_s}
         return make_recipe(candidate, task, seed=self.config.seed, **length)
 
-    def _train(self, winner: Candidate, task: Task, teacher: nn.Module | None) -> tuple[nn.Module, list[dict]]:
+    def _train(
+        self, winner: Candidate, task: Task, teacher: nn.Module | None
+    ) -> tuple[nn.Module, list[dict]]:
         progress = self.folder.progress
         time_s = progress.get("train_s", max(2.0, self.remaining_s() - self.ending_s()))
         self.folder.save(train_s=time_s)
@@ -357,7 +359,9 @@ class _Job:
                 budget={**budget.to_dict(), "time_s": self.config.time_s},
                 candidates=self._points(winner),
                 history=history,
-                confusion=delivery.confusion(answers[deployed].labels, answers[deployed].predicted, len(classes)),
+                confusion=delivery.confusion(
+                    answers[deployed].labels, answers[deployed].predicted, len(classes)
+                ),
                 mistakes=delivery.pick_mistakes(task.dataset.test, answers[deployed], classes),
                 gradcams=delivery.pick_cams(model, task.dataset.test, images, answers[deployed], classes),
                 steps_s=self.folder.progress["wall_s"],

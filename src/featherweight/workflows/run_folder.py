@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,7 +22,7 @@ class RunFolder:
         resume: continue a run that stands there.
 
     Raises:
-        UsageError: the folder already holds a run and `resume` is off, or was made with another configuration.
+        UsageError: the folder already holds a run and `resume` is off, or its configuration differs.
         CheckpointError: the files of the run cannot be read.
     """
 
@@ -32,7 +32,8 @@ class RunFolder:
         stored = self._read("config.json")
         if stored is not None and not resume:
             raise UsageError(
-                f"{self.path} already holds a run. Continue it with --resume, or choose another folder with --out."
+                f"{self.path} already holds a run. Continue it with --resume, "
+                "or choose another folder with --out."
             )
         if stored is not None and stored != self.config:
             changed = sorted(
@@ -52,7 +53,9 @@ class RunFolder:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}. Start again in another folder.") from error
+            raise CheckpointError(
+                f"{path} cannot be read: {error}. Start again in another folder."
+            ) from error
 
     def save(self, **entries: Any) -> None:
         """Store entries of the progress so that a resumed run finds them."""

@@ -34,7 +34,7 @@ _CALIBRATION_IMAGES = 8
 class Screened:
     """Figures of one candidate with random weights, and why it was dropped (empty when it stays).
 
-    Latency and size are those of the int8 file, or of the float32 file where that one is the faster and also fits.
+    Latency and size are those of the int8 file, or of the float32 file where that one is faster and fits.
     """
 
     candidate: Candidate
@@ -61,7 +61,7 @@ def screen(
 ) -> list[Screened]:
     """Weigh every candidate; export and time the most capable `keep` of those that may fit.
 
-    Counting needs no export, so candidates that miss the MAC or size limit by their counts alone are dropped first.
+    Counting needs no export, so candidates that miss the MAC or size limit by their counts alone go first.
 
     Args:
         candidates: what may be tried.
@@ -190,6 +190,6 @@ def _nothing_fits(results: list[Screened], budget: Budget) -> str:
     runnable = [entry for entry in results if entry.macs]
     nearest = min(runnable, key=lambda entry: budget.excess(entry.latency_ms, entry.size_bytes, entry.macs))
     return (
-        f"No candidate fits the budget. The nearest, {nearest.candidate.label}, misses it by {nearest.dropped}. "
-        "Loosen that limit, or name other networks with --models."
+        f"No candidate fits the budget. The nearest, {nearest.candidate.label}, misses it by "
+        f"{nearest.dropped}. Loosen that limit, or name other networks with --models."
     )

@@ -104,7 +104,8 @@ def shrink(
     if not report.within:
         notes.append(
             f"Post-training int8 lost {float_score - report.score:.2f} points of validation accuracy, "
-            f"more than the {budget.max_drop:g} allowed; the weights were fine-tuned with simulated quantisation."
+            f"more than the {budget.max_drop:g} allowed; the weights were fine-tuned "
+            "with simulated quantisation."
         )
         log.info("%s", notes[-1])
         report = _fine_tune(model, job, float_score - budget.max_drop, int8_path, fine_tune_s)
@@ -125,14 +126,12 @@ def shrink(
     )
 
 
-def _fine_tune(
-    model: nn.Module, job: _Job, wanted: float, int8_path: Path, time_s: float
-) -> QuantizeReport:
-    """Fine-tune with simulated quantisation, then quantise again, with float layers if it still takes them."""
+def _fine_tune(model: nn.Module, job: _Job, wanted: float, int8_path: Path, time_s: float) -> QuantizeReport:
+    """Fine-tune with simulated quantisation, then quantise again, keeping float layers if needed."""
     network = prepare_qat(model)
     task, candidate = job.task, job.candidate
     base = make_recipe(candidate, task, time_budget_s=time_s)
-    # The average of weights quantises differently from the weights, so none is kept (section 5.2 of the whitepaper).
+    # Averaged weights quantise differently from the weights, so none are kept (whitepaper, section 5.2).
     recipe = dataclasses.replace(
         base, lr=min(base.lr, _QAT_LEARNING_RATE), ema_decay=None, mixup=0.0, cutmix=0.0, bf16=False
     )

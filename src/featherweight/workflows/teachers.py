@@ -22,7 +22,8 @@ def load_teacher(spec: str, task: Task) -> nn.Module:
     """Return a teacher that reads the student's batches, whatever the student's input size.
 
     Args:
-        spec: run folder of an earlier `fit` on the same classes, or `timm/NAME`, whose classes must be the task's.
+        spec: run folder of an earlier `fit` on the same classes, or `timm/NAME` with the task's
+            classes.
         task: the student's data.
 
     Raises:
@@ -38,7 +39,9 @@ def load_teacher(spec: str, task: Task) -> nn.Module:
     own = Preprocess.from_json((run / "preprocess.json").read_text(encoding="utf-8"))
     labels = tuple((run / "labels.txt").read_text(encoding="utf-8").splitlines())
     if labels != task.dataset.classes or own.channels != task.in_chans:
-        raise DataError(f"The teacher in {run} knows other classes ({', '.join(labels[:5])} …) or other channels.")
+        raise DataError(
+            f"The teacher in {run} knows other classes ({', '.join(labels[:5])} …) or other channels."
+        )
     network = Candidate(**metrics["candidate"]).build(task.num_classes, task.in_chans)
     load_checkpoint(network, run / WEIGHTS)
     return ResizedTeacher(network.eval(), own.size, task.mean, task.std, own.mean, own.std)
