@@ -143,6 +143,7 @@ def test_exit_codes(words, code, tmp_path, capsys):
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("featherweight: ")
 
 
-def test_resume_needs_a_folder():
+def test_resume_without_a_run_is_a_usage_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="--out"):
         fit("digits", resume=True)

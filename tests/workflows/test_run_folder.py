@@ -5,7 +5,7 @@ import json
 import pytest
 
 from featherweight.errors import CheckpointError, UsageError
-from featherweight.workflows.run_folder import RunFolder
+from featherweight.workflows.run_folder import RunFolder, default_folder
 
 
 def test_progress_and_wall_times_survive(tmp_path):
@@ -43,3 +43,15 @@ def test_a_step_is_timed_even_when_it_fails(tmp_path):
     with pytest.raises(ValueError), folder.step("search"):
         raise ValueError
     assert "search" in json.loads((tmp_path / "progress.json").read_text())["wall_s"]
+
+
+def test_default_folders_count_up_and_resume_takes_the_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_folder("pets")
+    RunFolder(first, {})
+    second = default_folder("pets")
+    RunFolder(second, {})
+    assert [first.name, second.name] == ["pets", "pets-2"]
+    assert default_folder("pets", resume=True) == second
+    with pytest.raises(UsageError, match="--out"):
+        default_folder("birds", resume=True)

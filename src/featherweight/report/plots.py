@@ -90,6 +90,7 @@ def candidates_figure(candidates: Sequence[CandidatePoint], max_latency_ms: floa
     The line joins the Pareto front, the star is the chosen one and the dashed line the latency budget. The
     numbers are places in the sorted table of candidates.
     """
+    candidates = [point for point in candidates if np.isfinite(point.latency_ms)]
     trained = [point for point in candidates if point.accuracy is not None]
     untrained = [point for point in candidates if point.accuracy is None]
     with _style():

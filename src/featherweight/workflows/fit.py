@@ -18,6 +18,7 @@ from torch import nn
 from featherweight.data.sources import load_dataset
 from featherweight.errors import UsageError
 from featherweight.files import atomic_write
+from featherweight.measure.accuracy import confusion
 from featherweight.measure.machine import machine
 from featherweight.report.content import CandidatePoint, RunReport, VariantResult
 from featherweight.report.html import write_report
@@ -119,7 +120,7 @@ def fit(
         time: wall time for everything, `"30m"` or seconds.
         models: restrict the search to these networks (names, or one string with commas).
         seed: decides splits, order, augmentation and weights.
-        out: run folder; `runs/NAME` by default.
+        out: run folder; by default the next free `runs/NAME`, or the last one with `resume`.
         resume: continue the run in `out` where it was interrupted.
         data_root: folder that holds a built-in set, for machines without a network.
         teacher: run folder of an earlier `fit` on the same classes, or `timm/NAME`, to distil from.
@@ -129,7 +130,8 @@ def fit(
         command: the exact command, for the report.
 
     Raises:
-        UsageError: an option cannot be read, or `out` holds a run and `resume` is off.
+        UsageError: an option cannot be read, `out` holds a run and `resume` is off, or no run is there
+            to resume.
         DataError: the data cannot be used.
         BudgetError: no candidate fits the budget.
 
@@ -152,9 +154,7 @@ def fit(
         raise UsageError(f"--epochs {epochs} must be above zero.")
     if devices < 1:
         raise UsageError(f"--devices {devices} must be at least 1.")
-    if resume and out is None:
-        raise UsageError("--resume needs --out: the folder of the run to continue.")
-    folder = Path(out) if out is not None else default_folder(Path(str(data)).stem or "fit")
+    folder = Path(out) if out is not None else default_folder(Path(str(data)).stem or "fit", resume)
     return _Job(config, RunFolder(folder, config.to_dict(), resume), command).run()
 
 
@@ -320,7 +320,7 @@ class _Job:
                     macs=entry.macs,
                     params=entry.params,
                     size_bytes=entry.size_bytes,
-                    latency_ms=entry.latency_ms,
+                    latency_ms=entry.latency_ms or math.nan,
                     accuracy=trial["val_accuracy"] if trial else None,
                     verdict=entry.dropped or verdict,
                     chosen=chosen,
@@ -359,9 +359,7 @@ class _Job:
                 budget={**budget.to_dict(), "time_s": self.config.time_s},
                 candidates=self._points(winner),
                 history=history,
-                confusion=delivery.confusion(
-                    answers[deployed].labels, answers[deployed].predicted, len(classes)
-                ),
+                confusion=confusion(answers[deployed].labels, answers[deployed].predicted, len(classes)),
                 mistakes=delivery.pick_mistakes(task.dataset.test, answers[deployed], classes),
                 gradcams=delivery.pick_cams(model, task.dataset.test, images, answers[deployed], classes),
                 steps_s=self.folder.progress["wall_s"],

@@ -2,8 +2,8 @@
 
 K. Jamieson and A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
 AISTATS 2016.
-Every round costs the same: half the candidates, twice the time for each. A trial is a short training of its own
-with a whole learning-rate schedule, so its accuracy tells what the network reaches in that time.
+Every round costs the same: half the candidates, twice the time for each. A trial is a short training of its
+own with a whole learning-rate schedule, so its accuracy tells what the network reaches in that time.
 """
 
 from __future__ import annotations

@@ -79,10 +79,22 @@ class RunFolder:
             self.save(wall_s=wall_s)
 
 
-def default_folder(name: str) -> Path:
-    """Return `runs/<name>`, or `runs/<name>-2` and so on where earlier runs already stand."""
+def default_folder(name: str, resume: bool = False) -> Path:
+    """Return the first free one of `runs/<name>`, `runs/<name>-2` and so on; the last taken one to resume.
+
+    Raises:
+        UsageError: there is no run to resume, or there are too many runs of this name.
+    """
+    taken = None
     for number in range(1, 10_000):
         folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
         if not (folder / "config.json").exists():
-            return folder
-    raise UsageError(f"runs/ holds 10,000 runs of {name}. Choose a folder with --out.")
+            break
+        taken = folder
+    else:
+        raise UsageError(f"runs/ holds 10,000 runs of {name}. Choose a folder with --out.")
+    if not resume:
+        return folder
+    if taken is None:
+        raise UsageError(f"No run of {name} to resume in runs/. Name its folder with --out.")
+    return taken

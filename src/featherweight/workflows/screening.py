@@ -111,9 +111,10 @@ def _count(candidate: Candidate, num_classes: int, in_chans: int, budget: Budget
         with torch.device("meta"):
             model = candidate.build(num_classes, in_chans).eval()
         counted = count(model, (in_chans, candidate.input, candidate.input))
-    except (RuntimeError, ValueError) as error:
-        reason = f"does not run at {candidate.input} px: {str(error).splitlines()[0]}"
-        return Screened(candidate, macs=0, params=0, dropped=reason)
+    except (RuntimeError, ValueError):
+        return Screened(
+            candidate, macs=0, params=0, dropped=f"images of {candidate.input} px are too small for it"
+        )
     # An int8 file holds at least a byte for each parameter, so the count bounds its size from below.
     lines = budget.violations(0.0, counted.params, counted.macs)
     return Screened(candidate, counted.macs, counted.params, counted.params, dropped="; ".join(lines))
