@@ -86,13 +86,12 @@ def pareto_front(candidates: Sequence[CandidatePoint]) -> list[CandidatePoint]:
 def candidates_figure(candidates: Sequence[CandidatePoint], max_latency_ms: float | None = None) -> Figure:
     """Plot accuracy against latency for every candidate.
 
-    Filled: stayed to the end of the search. Hollow: dropped. The strip underneath holds those never trained.
-    The line joins the Pareto front, the star is the chosen one and the dashed line the latency budget. The
-    numbers are places in the sorted table of candidates.
+    Filled: stayed to the end of the search. Hollow: dropped. Strip underneath: never trained; one
+    never timed is left out. The line joins the Pareto front, the star is the chosen one, the dashed line the
+    latency budget; numbers are places in the sorted table.
     """
-    candidates = [point for point in candidates if np.isfinite(point.latency_ms)]
     trained = [point for point in candidates if point.accuracy is not None]
-    untrained = [point for point in candidates if point.accuracy is None]
+    untrained = [p for p in candidates if p.accuracy is None and np.isfinite(p.latency_ms)]
     with _style():
         figure = _new_figure(6.6, 4.3)
         if untrained:
@@ -111,7 +110,7 @@ def candidates_figure(candidates: Sequence[CandidatePoint], max_latency_ms: floa
                 [], [], color=RED, linestyle="--", linewidth=1.1, label=f"budget {format_ms(max_latency_ms)}"
             )
         _scale_latency(
-            bottom, [p.latency_ms for p in candidates] + [max_latency_ms or candidates[0].latency_ms]
+            bottom, [p.latency_ms for p in trained + untrained] + [max_latency_ms or candidates[0].latency_ms]
         )
         bottom.set_xlabel("latency, median, 1 image, 1 thread (ms)")
         axes.set_ylabel("validation accuracy in the search (%)")
