@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from featherweight.measure.count import count_onnx
 from featherweight.measure.latency import measure_latency
 from featherweight.measure.machine import machine
 from featherweight.measure.memory import peak_memory_bytes
-from featherweight.report.content import CamExample, Mistake, VariantResult
+from featherweight.report.content import CamExample, CandidatePoint, Mistake, VariantResult
 from featherweight.report.gradcam import grad_cam, overlay
 from featherweight.workflows.budget import Budget
+from featherweight.workflows.candidates import Candidate
+from featherweight.workflows.screening import Screened
 
 FILES = {"float32": "model.onnx", "int8": "model.int8.onnx"}
 """Variant -> the file of the run folder that holds it."""
@@ -120,6 +123,34 @@ def choose_variant(
 def _p50(result: VariantResult) -> float:
     single = result.single_thread_ms
     return single["p50"] if single else 0.0
+
+
+def candidate_points(
+    screened: Sequence[Screened], trials: Sequence[Mapping[str, Any]], winner: Candidate
+) -> list[CandidatePoint]:
+    """Return every candidate as the report shows it, with the accuracy of its last trial where it had one."""
+    last = {trial["label"]: trial for trial in trials}
+    points = []
+    for entry in screened:
+        candidate, trial = entry.candidate, last.get(entry.candidate.label)
+        chosen = candidate == winner
+        points.append(
+            CandidatePoint(
+                name=candidate.model,
+                width=candidate.width,
+                input=candidate.input,
+                macs=entry.macs,
+                params=entry.params,
+                size_bytes=entry.size_bytes,
+                latency_ms=entry.latency_ms or math.nan,
+                accuracy=trial["val_accuracy"] if trial else None,
+                verdict=entry.dropped or ("chosen" if chosen else "beaten in the search"),
+                chosen=chosen,
+                dropped=bool(entry.dropped),
+                epochs=trial["epochs"] if trial else None,
+            )
+        )
+    return points
 
 
 def pick_mistakes(split: Split, answers: Answers, classes: Sequence[str]) -> list[Mistake]:

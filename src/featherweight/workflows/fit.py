@@ -20,7 +20,7 @@ from featherweight.errors import UsageError
 from featherweight.files import atomic_write
 from featherweight.measure.accuracy import confusion
 from featherweight.measure.machine import machine
-from featherweight.report.content import CandidatePoint, RunReport, VariantResult
+from featherweight.report.content import RunReport, VariantResult
 from featherweight.report.html import write_report
 from featherweight.report.model_card import write_model_card
 from featherweight.train.recipe import Recipe
@@ -305,31 +305,6 @@ class _Job:
             )
         return variants, answers, images
 
-    def _points(self, winner: Candidate) -> list[CandidatePoint]:
-        trials = {entry["label"]: entry for entry in self.folder.progress.get("trials", [])}
-        points = []
-        for entry in self._screened():
-            trial = trials.get(entry.candidate.label)
-            chosen = entry.candidate == winner
-            verdict = "chosen" if chosen else "beaten in the search"
-            points.append(
-                CandidatePoint(
-                    name=entry.candidate.model,
-                    width=entry.candidate.width,
-                    input=entry.candidate.input,
-                    macs=entry.macs,
-                    params=entry.params,
-                    size_bytes=entry.size_bytes,
-                    latency_ms=entry.latency_ms or math.nan,
-                    accuracy=trial["val_accuracy"] if trial else None,
-                    verdict=entry.dropped or verdict,
-                    chosen=chosen,
-                    dropped=bool(entry.dropped),
-                    epochs=trial["epochs"] if trial else None,
-                )
-            )
-        return points
-
     def _screened(self) -> list[Screened]:
         return [
             Screened(**{**entry, "candidate": Candidate(**entry["candidate"])})
@@ -357,7 +332,9 @@ class _Job:
                 variants=variants,
                 dataset=task.dataset.summary(),
                 budget={**budget.to_dict(), "time_s": self.config.time_s},
-                candidates=self._points(winner),
+                candidates=delivery.candidate_points(
+                    self._screened(), self.folder.progress.get("trials", []), winner
+                ),
                 history=history,
                 confusion=confusion(answers[deployed].labels, answers[deployed].predicted, len(classes)),
                 mistakes=delivery.pick_mistakes(task.dataset.test, answers[deployed], classes),
