@@ -13,10 +13,11 @@ from featherweight.workflows import catalogue
 @pytest.fixture
 def card(tmp_path, monkeypatch):
     """A system in a folder of its own, with an empty folder of results."""
+    like = get_card("simplenet")  # read first: the cards are cached, and the folder below holds none
     monkeypatch.setattr("featherweight.cards.PACKAGE_ROOT", tmp_path)
     monkeypatch.setattr(catalogue, "results_folder", lambda: tmp_path / "results")
     (tmp_path / "models").mkdir()
-    return dataclasses.replace(get_card("simplenet"), slug="demo", module="demo")
+    return dataclasses.replace(like, slug="demo", module="demo")
 
 
 def write(folder, name, entry):

@@ -110,6 +110,10 @@ def shrink(
         log.info("%s", notes[-1])
         report = _fine_tune(model, job, float_score - budget.max_drop, int8_path, fine_tune_s)
         method = "quantisation-aware fine-tuning"
+    if report.score < float_score - budget.max_drop:
+        # On a small set fine-tuning may cost more than it mends; float layers of the first network help then.
+        report = job.quantize(float_path, int8_path, budget.max_drop, keep_layers=True)
+        method = f"post-training, {report.method} ranges, sensitive layers in float"
     if report.kept_float:
         notes.append(f"Kept in float as too sensitive: {', '.join(report.kept_float)}.")
     if report.score < float_score - budget.max_drop:
