@@ -46,11 +46,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Variant:
-    """One named network (or operator) of a system, with its exact counts and published figures."""
+    """One named network (or operator) of a system, with its exact counts and published figures.
+
+    `fused` are the counts after `fuse()`, where the network can be re-parameterised.
+    """
 
     name: str
     input: tuple[int, ...] = ()
     counted: Mapping[str, int] = field(default_factory=dict)
+    fused: Mapping[str, int] = field(default_factory=dict)
     claimed: tuple[Figure, ...] = ()
     explain: tuple[str, ...] = ()
     weights: tuple[Weights, ...] = ()
