@@ -89,7 +89,7 @@ class BranchScale(nn.Module):
 class PairRotation(nn.Module):
     """Multiply channels 2j and 2j + 1, read as real and imaginary part, by a learned complex number.
 
-    `(N, C, H, W)` to the same shape; computed in float32 at least, whatever the input's type.
+    `(N, C, H, W)` to the same shape. Under autocast the product is computed in the weights' float32.
 
     Args:
         channels: channels of the input, an even number.
@@ -101,8 +101,7 @@ class PairRotation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate and scale each pair."""
-        weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-        real, imaginary = weight.unbind(1)
+        real, imaginary = self.weight.unbind(1)
         straight = torch.stack((real, real), 1).reshape(-1, 1, 1)  # (C, 1, 1)
         across = torch.stack((-imaginary, imaginary), 1).reshape(-1, 1, 1)
         swapped = x.unflatten(1, (-1, 2)).flip(2).flatten(1, 2)  # (N, C, H, W)
