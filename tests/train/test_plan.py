@@ -51,4 +51,4 @@ def test_a_first_estimate_far_too_short_is_made_up_for(tmp_path, monkeypatch):
     monkeypatch.setattr("featherweight.train.loop.make_plan", lambda *_, **__: Plan(2, 4, False, 1000, 1, 1))
     recipe = Recipe(time_budget_s=2.0, batch_size=16, bf16=False)
     result = fit_model(tiny_net(), *digits(), recipe, None, tmp_path)
-    assert result.steps > 20
+    assert result.steps > 4

@@ -132,7 +132,7 @@ def time_step(
     copied = copy.deepcopy(model).train()
     optimizer, times = build_optimizer(copied, recipe), []
     began = time.perf_counter()
-    # Step 0 warms up caches and kernels.
+    # Step 0 warms up caches and kernels; a network too slow for more is judged by one step.
     for step in range(9):
         start = time.perf_counter()
         images, targets = batches.get(step % batches.steps_per_epoch, None, device)
@@ -143,7 +143,7 @@ def time_step(
         optimizer.step()
         loss.item()
         times.append(time.perf_counter() - start)
-        if step >= 3 and time.perf_counter() - began > limit_s:
+        if step >= 1 and time.perf_counter() - began > limit_s:
             break
     return float(np.median(times[1:]))
 

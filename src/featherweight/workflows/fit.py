@@ -37,7 +37,7 @@ from featherweight.workflows.training import Task, make_recipe, make_task, train
 log = logging.getLogger("featherweight")
 
 # Shares of `time_s`: comparing candidates, and what quantising, measuring and reporting need at the end.
-_SEARCH_SHARE = 0.25
+_SEARCH_SHARE = 0.15
 _ENDING_SHARE = 0.08
 _ENDING_LEAST_S = 20.0
 _MAX_TRIALS = 4

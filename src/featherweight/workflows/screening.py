@@ -132,9 +132,12 @@ def _affordable(entries: list[Screened], max_train_macs: float) -> list[Screened
 
 
 def _round_robin(entries: list[Screened]) -> list[Screened]:
-    """Order by capability (MACs): first the largest of each network, then the second of each, and so on."""
+    """Order by capability: first the most capable of each network, then the second of each, and so on.
+
+    Both the work done on an image and the weights learnt count: their product is what ranks.
+    """
     groups: dict[str, list[Screened]] = {}
-    for entry in sorted(entries, key=lambda entry: -entry.macs):
+    for entry in sorted(entries, key=lambda entry: -entry.macs * entry.params):
         groups.setdefault(entry.candidate.model, []).append(entry)
     # Groups were opened in the order of their largest member, so each turn is in that order too.
     turns = [[group[turn] for group in groups.values() if turn < len(group)] for turn in range(len(entries))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from featherweight.train.recipe import Recipe
 from featherweight.workflows.candidates import Candidate
 
 _STATISTICS_IMAGES = 2000
+_KEPT_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Task:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: AugmentImages
+    _decoded: dict[tuple[int, int], tuple[Split, ArrayData]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def num_classes(self) -> int:
@@ -69,10 +73,24 @@ class Task:
         return Preprocess(size=(side, side), mean=self.mean, std=self.std, mode=self.mode)
 
     def arrays(self, split: Split, side: int) -> ArrayData:
-        """Return the images of a split at an input side in pixels, with their labels."""
-        pixels = split.decode((side, side), self.mode)
-        labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
-        return ArrayData(torch.from_numpy(pixels), labels, self.mean, self.std)
+        """Return the images of a split at an input side in pixels, with their labels.
+
+        The latest ones are kept, since the trials of a search come back to the same few sides.
+        """
+        key = (id(split), side)
+        if key not in self._decoded:
+            pixels = torch.from_numpy(split.decode((side, side), self.mode))
+            labels = torch.from_numpy(np.asarray(split.labels, dtype=np.int64))
+            # The split goes along: while it lives, no other object takes its id.
+            self._decoded[key] = split, ArrayData(pixels, labels, self.mean, self.std)
+            self._drop_oldest(keep=key)
+        return self._decoded[key][1]
+
+    def _drop_oldest(self, keep: tuple[int, int]) -> None:
+        for key in [key for key in self._decoded if key != keep]:
+            if sum(data.images.nbytes for _, data in self._decoded.values()) <= _KEPT_BYTES:
+                break
+            del self._decoded[key]
 
 
 def make_task(dataset: Dataset) -> Task:
