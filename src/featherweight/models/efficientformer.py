@@ -212,6 +212,7 @@ class EfficientFormer(Classifier):
         tokens: how many blocks at the end of the last stage work on tokens.
         width: multiplies every channel count and the attention heads.
         stem_stride: stride of the first of the stem's two convolutions, in pixels; 1 suits small images.
+        heads: attention heads of every block on tokens.
         distillation: two classifiers, one of them for a teacher's answers.
         scale: first value of the factors on the residual branches; 1 suits a short training.
         in_chans: channels of the image.
@@ -229,6 +230,7 @@ class EfficientFormer(Classifier):
         tokens: int,
         width: float = 1.0,
         stem_stride: int = 2,
+        heads: int = HEADS,
         distillation: bool = True,
         scale: float = 1e-5,
         in_chans: int = 3,
@@ -236,7 +238,7 @@ class EfficientFormer(Classifier):
         **kwargs: Any,
     ) -> None:
         channels = [c if width == 1 else make_divisible(c * width) for c in widths]
-        heads, reduction = max(1, round(HEADS * width)), 2 * stem_stride
+        heads, reduction = max(1, round(heads * width)), 2 * stem_stride
         self.depths, self.tokens, self.distillation = tuple(depths), tokens, distillation
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         body: list[nn.Module] = [
