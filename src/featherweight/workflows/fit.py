@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -36,16 +35,17 @@ from featherweight.workflows.training import Task, make_recipe, make_task, train
 
 log = logging.getLogger("featherweight")
 
-# Shares of `time_s`: comparing candidates, and what quantising, measuring and reporting need at the end.
+# Shares of `time_s`: weighing candidates, comparing them, and what quantising, measuring and reporting
+# need at the end.
+_SCREEN_SHARE = 0.1
 _SEARCH_SHARE = 0.15
 _ENDING_SHARE = 0.08
 _ENDING_LEAST_S = 20.0
 _MAX_TRIALS = 4
 _LEAST_TRIAL_S = 5.0
-# Multiply-adds per second that training reaches on one core, forward and backward; rules out the hopeless.
-_TRAIN_MACS_PER_CORE_S = 4e10
+# What a training should see at least: networks too slow for it are not tried.
 _WANTED_EPOCHS = 12
-_WANTED_STEPS = 400
+_WANTED_IMAGES = 60_000
 
 
 @dataclass(frozen=True)
@@ -242,10 +242,9 @@ class _Job:
             return self._screened()
         native = max(task.dataset.sizes[1])
         candidates = list_candidates(native, self.config.models)
-        train_s = max(1.0, (1 - _SEARCH_SHARE) * self.config.time_s - self.ending_s())
-        images = max(_WANTED_EPOCHS * len(task.dataset.train), _WANTED_STEPS * 16)
-        speed = _TRAIN_MACS_PER_CORE_S * machine()["cores"]
-        max_macs = math.inf if self.config.epochs else speed * train_s / images / 3
+        train_s = max(1.0, (1 - _SCREEN_SHARE - _SEARCH_SHARE) * self.config.time_s - self.ending_s())
+        images = max(_WANTED_EPOCHS * len(task.dataset.train), _WANTED_IMAGES)
+        min_images_per_s = 0.0 if self.config.epochs else images / train_s
         # A trial shorter than a few seconds says nothing, so a short budget compares fewer candidates.
         keep = max(1, min(_MAX_TRIALS, int(_SEARCH_SHARE * self.config.time_s / _LEAST_TRIAL_S)))
         screened = screen(
@@ -254,8 +253,9 @@ class _Job:
             task.in_chans,
             self.config.budget,
             keep=keep,
-            max_train_macs=max_macs,
             work_dir=self.folder.path / "screening",
+            min_images_per_s=min_images_per_s,
+            time_s=_SCREEN_SHARE * self.config.time_s,
         )
         self.folder.save(screened=[entry.to_dict() for entry in screened])
         return screened

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from featherweight.measure.count import count, count_onnx
 from featherweight.measure.latency import measure_latency
 from featherweight.measure.machine import machine_id
 from featherweight.shrink.quantize import quantize_onnx
+from featherweight.train.speed import training_images_per_s, training_macs_per_s
 from featherweight.workflows.budget import Budget
 from featherweight.workflows.candidates import Candidate
 
@@ -35,6 +38,7 @@ class Screened:
     """Figures of one candidate with random weights, and why it was dropped (empty when it stays).
 
     Latency and size are those of the int8 file, or of the float32 file where that one is faster and fits.
+    `images_per_s` is the training speed, where it was measured.
     """
 
     candidate: Candidate
@@ -43,6 +47,7 @@ class Screened:
     size_bytes: int = 0
     latency_ms: float = 0.0
     float32_latency_ms: float = 0.0
+    images_per_s: float = 0.0
     dropped: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,8 +61,9 @@ def screen(
     in_chans: int,
     budget: Budget,
     keep: int,
-    max_train_macs: float,
     work_dir: Path,
+    min_images_per_s: float = 0.0,
+    time_s: float = math.inf,
 ) -> list[Screened]:
     """Weigh every candidate; export and time the most capable `keep` of those that may fit.
 
@@ -69,14 +75,18 @@ def screen(
         in_chans: 1 for grey images, 3 for colour.
         budget: the limits.
         keep: how many fitting candidates are wanted; the search for more stops there.
-        max_train_macs: MACs of one forward pass above which the training time is too short to learn from.
         work_dir: folder for the exported files.
+        min_images_per_s: training speed below which the time is too short to learn from; 0 asks for none.
+            The fastest candidate stays even so.
+        time_s: seconds after which nothing more is measured, once something fits the budget; three times as
+            many where all that fits trains too slowly.
 
     Raises:
         BudgetError: no candidate fits; the message names the tight limit and the nearest candidate's need.
     """
+    began = time.monotonic()
     counted = [_count(candidate, num_classes, in_chans, budget) for candidate in candidates]
-    counted = _affordable(counted, max_train_macs)
+    counted = _affordable(counted, min_images_per_s)
     for entry in counted:
         if entry.dropped:
             log.debug("%s: dropped, %s", entry.candidate.label, entry.dropped)
@@ -84,26 +94,32 @@ def screen(
     ceiling: dict[str, float] = {}
     for entry in _round_robin([entry for entry in counted if not entry.dropped]):
         name = entry.candidate.model
-        reason = "not tried: the time is for the others" if fitting >= keep else ""
-        if entry.macs > ceiling.get(name, float("inf")):
-            reason = "latency: a smaller one of the same network already misses the limit"
+        spent_s = time.monotonic() - began
+        done = fitting >= keep or _is_late(spent_s, time_s, fitting, results)
+        reason = "not tried: the time is for the others" if done else ""
+        if entry.macs > ceiling.get(name, math.inf):
+            reason = "a smaller one of the same network already misses the latency or takes too long to train"
         if reason:
             results.append(dataclasses.replace(entry, dropped=reason))
             continue
         measured = _measure(entry, num_classes, in_chans, budget, work_dir)
-        fitting += not measured.dropped
+        if not measured.dropped and min_images_per_s:
+            measured = _timed_training(measured, num_classes, in_chans, min_images_per_s)
+        fitting += not measured.dropped and not _is_too_slow(measured, min_images_per_s)
         results.append(measured)
-        if budget.max_latency_ms is not None and measured.latency_ms > budget.max_latency_ms:
-            # Latency grows about as MACs within one network; the slack keeps those that might still fit.
-            ceiling[name] = 1.5 * measured.macs * budget.max_latency_ms / measured.latency_ms
+        ceiling[name] = min(ceiling.get(name, math.inf), _ceiling(measured, budget, min_images_per_s))
         log.info("%s: %s", measured.candidate.label, measured.dropped or _figures(measured))
-    if not fitting:
+    results = _without_slow(results, min_images_per_s)
+    if all(entry.dropped for entry in results):
         raise BudgetError(_nothing_fits(results, budget))
     return results
 
 
 def _figures(entry: Screened) -> str:
-    return f"{entry.latency_ms:.3f} ms, {entry.size_bytes / 1e3:,.0f} kB, {entry.macs / 1e6:,.1f} M MACs"
+    speed = f", {entry.images_per_s:,.0f} images/s in training" if entry.images_per_s else ""
+    return (
+        f"{entry.latency_ms:.3f} ms, {entry.size_bytes / 1e3:,.0f} kB, {entry.macs / 1e6:,.1f} M MACs{speed}"
+    )
 
 
 def _count(candidate: Candidate, num_classes: int, in_chans: int, budget: Budget) -> Screened:
@@ -120,13 +136,61 @@ def _count(candidate: Candidate, num_classes: int, in_chans: int, budget: Budget
     return Screened(candidate, counted.macs, counted.params, counted.params, dropped="; ".join(lines))
 
 
-def _affordable(entries: list[Screened], max_train_macs: float) -> list[Screened]:
-    """Drop what cannot see the data often enough in the time; the cheapest always stays."""
+def _affordable(entries: list[Screened], min_images_per_s: float) -> list[Screened]:
+    """Drop what even at the speed of plain convolutions learns too slowly; the cheapest always stays."""
+    if not min_images_per_s:
+        return entries
     cheapest = min((entry.macs for entry in entries if not entry.dropped), default=0)
-    limit = max(max_train_macs, cheapest)
+    limit = max(training_macs_per_s() / 3 / min_images_per_s, cheapest)
     reason = f"training time: more than {limit / 1e6:.1f} M MACs see the data too seldom in --time"
     return [
         dataclasses.replace(entry, dropped=reason) if not entry.dropped and entry.macs > limit else entry
+        for entry in entries
+    ]
+
+
+def _timed_training(entry: Screened, num_classes: int, in_chans: int, enough: float) -> Screened:
+    candidate = entry.candidate
+    torch.manual_seed(0)
+    model = candidate.build(num_classes, in_chans)
+    speed = training_images_per_s(model, (in_chans, candidate.input, candidate.input), enough)
+    return dataclasses.replace(entry, images_per_s=speed)
+
+
+def _is_late(spent_s: float, time_s: float, fitting: int, results: list[Screened]) -> bool:
+    allowed_s = time_s if fitting else 3 * time_s
+    return spent_s > allowed_s and any(not entry.dropped for entry in results)
+
+
+def _ceiling(entry: Screened, budget: Budget, min_images_per_s: float) -> float:
+    """Return the MACs above which others of the same network are not worth measuring.
+
+    Both times grow about as MACs within one network; slack keeps those that might still meet the latency.
+    """
+    ratios = [math.inf]
+    if budget.max_latency_ms is not None and entry.latency_ms > budget.max_latency_ms:
+        ratios.append(1.5 * budget.max_latency_ms / entry.latency_ms)
+    if _is_too_slow(entry, min_images_per_s):
+        ratios.append(entry.images_per_s / min_images_per_s)
+    return entry.macs * min(ratios)
+
+
+def _is_too_slow(entry: Screened, min_images_per_s: float) -> bool:
+    return bool(entry.images_per_s) and entry.images_per_s < min_images_per_s
+
+
+def _without_slow(entries: list[Screened], min_images_per_s: float) -> list[Screened]:
+    """Drop what trains too slowly for the time; the fastest of them stays where nothing else does."""
+    fitting = [entry for entry in entries if not entry.dropped]
+    fastest = max((entry.images_per_s for entry in fitting), default=0.0)
+    limit = min(min_images_per_s, fastest)
+    return [
+        dataclasses.replace(
+            entry,
+            dropped=f"training time: {entry.images_per_s:,.0f} images/s see the data too seldom in --time",
+        )
+        if not entry.dropped and _is_too_slow(entry, limit)
+        else entry
         for entry in entries
     ]
 
