@@ -49,6 +49,17 @@ def test_a_tie_goes_to_the_earlier_candidate():
     assert winner == CANDIDATES[0]
 
 
+def test_the_last_round_prefers_the_more_capable_of_two_that_are_close():
+    scores = {0.25: 0.50, 0.5: 0.51, 0.75: 0.90, 1.0: 0.92}
+
+    def train(candidate, time_s, number):
+        return scores[candidate.width], 1.0
+
+    assert successive_halving(CANDIDATES, 8.0, train)[0].width == 1.0
+    assert successive_halving(CANDIDATES, 8.0, train, tie=0.03)[0].width == 0.75
+    assert successive_halving(CANDIDATES, 8.0, train, tie=0.01)[0].width == 1.0
+
+
 @pytest.mark.parametrize(("count", "rounds"), [(1, 0), (2, 1), (5, 3), (16, 4)])
 def test_rounds(count, rounds):
     assert rounds_of(count) == rounds

@@ -43,6 +43,7 @@ _ENDING_SHARE = 0.08
 _ENDING_LEAST_S = 20.0
 _MAX_TRIALS = 4
 _LEAST_TRIAL_S = 5.0
+_TIE = 0.03
 # What a training should see at least: networks too slow for it are not tried.
 _WANTED_EPOCHS = 12
 _WANTED_IMAGES = 60_000
@@ -231,6 +232,7 @@ class _Job:
             lambda candidate, time_s, number: self._try(candidate, task, time_s, number),
             done=tuple(trials),
             on_trial=store,
+            tie=_TIE,
         )
         chosen = by_label[winner.label]
         log.info("Chosen: %s (%.3f ms, %.1f M MACs)", winner.label, chosen.latency_ms, chosen.macs / 1e6)

@@ -49,16 +49,19 @@ def successive_halving(
     train: Callable[[Candidate, float, int], tuple[float, float]],
     done: Sequence[Trial] = (),
     on_trial: Callable[[Trial], None] | None = None,
+    tie: float = 0.0,
 ) -> tuple[Candidate, list[Trial]]:
     """Find the candidate that learns best in the given time.
 
     Args:
-        candidates: what to compare, at least one; a tie goes to the earlier one.
+        candidates: what to compare, at least one, the most capable first.
         time_s: training time in seconds for all trials together.
         train: trains one candidate for so many seconds in the given round and returns
             (validation accuracy, epochs).
         done: trials of an interrupted search; they are not run again.
         on_trial: called after each new trial, to store it.
+        tie: difference in accuracy, 0 to 1, up to which the last round goes to the earlier candidate: short
+            trials flatter those that learn quickly over those that end higher.
 
     Returns:
         The winner, and every trial in order.
@@ -79,6 +82,9 @@ def successive_halving(
                 log.info("Round %d: %s reaches %.1f %%", number + 1, candidate.label, 100 * accuracy)
             trials.append(trial)
             scores[candidate.label] = trial.val_accuracy
-        ranked = sorted(alive, key=lambda candidate: -scores[candidate.label])
-        alive = ranked[: math.ceil(len(ranked) / 2)]
+        last = number == rounds - 1
+        least = max(scores.values()) - (tie if last else 0.0)
+        # Sorting is stable, so equals stay in the order of the candidates.
+        alive.sort(key=lambda candidate: -min(scores[candidate.label], least))
+        alive = sorted(alive[: math.ceil(len(alive) / 2)], key=list(candidates).index)
     return alive[0], trials
