@@ -11,9 +11,10 @@ Shapes:
 
 Differs:
     The published point encoder lets the views attend to one another before the last layer; here each view is
-    an image of its own and the answers of a cloud's views are averaged. Equal places of the time series'
-    stations are one vector of any length. The published video code lays rows of different frames side by side
-    (`order="raw"`); the default puts whole frames into a grid.
+    an image of its own, and the caller averages the answers of a cloud's views. Where a station lies is one
+    vector of any length. The published video code lays rows of one frame side by side (`order="raw"`); the
+    default puts whole frames into a grid. The published forecaster decodes the map of features with
+    auto-correlations; that decoder is no input and is not here: a linear head forecasts too.
 
 Reference: "Scaling Up Your Kernels", arXiv 2410.08049, section on universal perception; points after "P2P:
 Tuning Pre-trained Image Models for Point Cloud Analysis", arXiv 2208.02812.
