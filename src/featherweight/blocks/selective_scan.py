@@ -110,9 +110,9 @@ def _shift(x: Tensor, steps: int) -> Tensor:
 
 
 def _scan_in_chunks(decay: Tensor, drive: Tensor, reverse: bool) -> Tensor:
-    length, channels = drive.shape[1:]
+    length, channels = (int(n) for n in drive.shape[1:])  # tracing would put the arithmetic into the graph
     size = max(1, math.isqrt(length - 1) + 1)
-    chunks = -(-length // size)
+    chunks = (length + size - 1) // size
     missing = chunks * size - length
     if missing:
         # Tokens of nothing at the end: harmless after the last token, and before it when going backwards.

@@ -46,7 +46,7 @@ _LEAST_TRIAL_S = 5.0
 _TIE = 0.03
 # What a training should see at least: networks too slow for it are not tried.
 _WANTED_EPOCHS = 12
-_WANTED_IMAGES = 60_000
+_WANTED_IMAGES = 200_000
 
 
 @dataclass(frozen=True)

@@ -101,10 +101,11 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Split, run each part, join."""
-        far, *others = x.split(self.sizes, 1)
+        parts = list(x.split(self.sizes, 1))
+        parts[0] = self.global_op(parts[0])
         if self.local_op is not None:
-            others[0] = self.local_op(others[0])
-        return self.proj(F.relu(torch.cat((self.global_op(far), *others), 1)))
+            parts[1] = self.local_op(parts[1])
+        return self.proj(F.relu(torch.cat(parts, 1)))
 
 
 def _ffn(channels: int) -> Residual:
