@@ -42,11 +42,11 @@ class FixedFilter(nn.Module):
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()
-        self.mask = nn.Parameter(0.02 * torch.randn(1, channels, 2, side, side // 2 + 1))
+        self.mask = nn.Parameter(0.02 * torch.randn(channels, 2, side, side // 2 + 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Filter and add the input, as the adaptive filter does."""
-        return x + to_image(multiply(self.mask, to_spectrum(x)), x)
+        return x + to_image(multiply(self.mask[None], to_spectrum(x)), x)
 
 
 class Depthwise(nn.Module):

@@ -44,7 +44,7 @@ def reproduce(
     """Train the three nets for equal epochs and compare."""
     plan = Plan(
         data="fashion-mnist",
-        train_images=320 if quick else 6_000,
+        train_images=320 if quick else 5_000,
         test_images=200 if quick else 5_000,
         side=SIDE,
         epochs=1 if quick else 4,

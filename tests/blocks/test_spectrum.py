@@ -84,5 +84,16 @@ def test_half_precision_is_transformed_in_single():
     x = torch.randn(1, 2, 4, 4).bfloat16()
     z = to_spectrum(x)
     assert z.dtype == torch.float32 and to_image(z, x).dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("form")
+def test_autocast_changes_nothing():
+    x, weight, bias = (random(*shape).float() for shape in ((1, 4, 5, 6), (2, 2, 2, 2), (2, 2, 2)))
+
+    def run():
+        z = to_spectrum(x)
+        return to_image(multiply(mix_channels(z, weight, bias), z), x)
+
+    expected = run()
     with torch.autocast("cpu", torch.bfloat16):
-        assert mix_channels(to_spectrum(x), torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2)).shape == z.shape
+        assert torch.equal(run(), expected)

@@ -13,6 +13,7 @@ from featherweight.blocks.squeeze_excite import SqueezeExcite
 from featherweight.errors import CheckpointError, UsageError
 from featherweight.models.osnet import INSIDE, OUTSIDE, PLAIN, OmniScaleBlock, OSNet
 from featherweight.registry import create_model, list_models
+from featherweight.shrink.fold import fold_batchnorm
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "osnet.npz"
 RECORDED = ("osnet_x0_25", "osnet_x1_0", "osnet_ibn_x1_0", "osnet_ain_x0_25", "osnet_ain_x1_0")
@@ -185,6 +186,19 @@ def test_interface_with_a_classifier(name):
     assert [info["reduction"] for info in fine.feature_info] == [1, 2, 4, 8]
     assert model(torch.randn(1, 1, 13, 29)).shape == (1, 512)
     assert create_model(name, global_pool="", width=0.5).eval()(torch.randn(1, 3, 64, 32)).shape[2:] == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("osnet_x0_25", 0), ("osnet_ibn_x1_0", 3), ("osnet_ain_x0_25", 5)]
+)
+@torch.no_grad()
+def test_every_batch_norm_folds_and_instance_norms_stay(name, kept):
+    model = create_model(name).eval()
+    model.load_official(ruled_state(official_shapes(name)))
+    folded = fold_batchnorm(model)
+    kinds = [type(module) for module in folded.modules()]
+    assert kinds.count(nn.BatchNorm2d) == 0 and kinds.count(nn.InstanceNorm2d) == kept
+    torch.testing.assert_close(folded(ruled_images()), model(ruled_images()), rtol=1e-3, atol=1e-5)
 
 
 def test_checkpointing_keeps_the_gradients():

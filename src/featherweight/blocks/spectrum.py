@@ -13,13 +13,30 @@ runs.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+def _without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep `function` in the precision of its inputs: the large values of a spectrum drown the small ones."""
+
+    @functools.wraps(function)
+    def run(x: Tensor, *rest: Tensor) -> Tensor:
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+            return function(x, *rest)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *rest)
+
+    return run
+
+
 @torch.fx.wrap
+@_without_autocast
 def to_spectrum(x: Tensor) -> Tensor:
     """Real 2-D Fourier transform, orthonormal, never below float32.
 
@@ -31,20 +48,24 @@ def to_spectrum(x: Tensor) -> Tensor:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if not _capturing():
         return _as_pairs(torch.fft.rfft2(x, norm="ortho"))
-    rows, columns, _, _ = _matrices(x, *x.shape[-2:])
-    z = (x @ rows).unflatten(3, (2, -1)).transpose(2, 3)  # (N, C, 2, H, W // 2 + 1)
-    return (columns @ z.flatten(2, 3)).unflatten(2, (2, -1))
+    channels, height, width = _fixed(x.shape[1:])
+    rows, columns, _, _ = _matrices(x, height, width)
+    z = (x @ rows).reshape(-1, channels, height, 2, width // 2 + 1).transpose(2, 3)
+    z = columns @ z.reshape(-1, channels, 2 * height, width // 2 + 1)
+    return z.reshape(-1, channels, 2, height, width // 2 + 1)
 
 
 @torch.fx.wrap
+@_without_autocast
 def to_image(z: Tensor, like: Tensor) -> Tensor:
     """Inverse of `to_spectrum`, with the height, width and data type of `like`."""
-    height, width = like.shape[-2:]
     if not _capturing():
-        return torch.fft.irfft2(_as_complex(z), s=(height, width), norm="ortho").to(like.dtype)
+        return torch.fft.irfft2(_as_complex(z), s=like.shape[-2:], norm="ortho").to(like.dtype)
+    channels, height, width = _fixed(like.shape[1:])
     _, _, columns, rows = _matrices(z, height, width)
-    z = (columns @ z.flatten(2, 3)).unflatten(2, (2, -1)).transpose(2, 3)  # (N, C, H, 2, W // 2 + 1)
-    return (z.flatten(3) @ rows).to(like.dtype)
+    z = columns @ z.reshape(-1, channels, 2 * height, width // 2 + 1)
+    z = z.reshape(-1, channels, 2, height, width // 2 + 1).transpose(2, 3)
+    return (z.reshape(-1, channels, height, 2 * (width // 2 + 1)) @ rows).to(like.dtype)
 
 
 @torch.fx.wrap
@@ -58,6 +79,7 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.fx.wrap
+@_without_autocast
 def mix_channels(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Complex linear map inside each group of channels, the same at every frequency.
 
@@ -75,8 +97,10 @@ def mix_channels(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     to_real, to_imaginary = torch.stack((real, -imaginary), 2), torch.stack((imaginary, real), 2)
     kernel = torch.stack((to_real, to_imaginary), 4).permute(0, 3, 4, 1, 2)  # (groups, out, 2, in, 2)
     kernel = kernel.flatten(0, 2).flatten(1)[..., None, None]  # (2 C, 2 b, 1, 1)
-    mixed = F.conv2d(z.flatten(1, 2), kernel, bias.permute(1, 2, 0).flatten(), groups=weight.shape[1])
-    return mixed.unflatten(1, (-1, 2))
+    channels, _, height, half = _fixed(z.shape[1:])
+    z = z.reshape(-1, 2 * channels, height, half)
+    z = F.conv2d(z, kernel, bias.permute(1, 2, 0).flatten(), groups=weight.shape[1])
+    return z.reshape(-1, channels, 2, height, half)
 
 
 def _capturing() -> bool:
@@ -93,9 +117,13 @@ def _as_complex(z: Tensor) -> Tensor:
     return torch.view_as_complex(z.permute(0, 1, 3, 4, 2).contiguous())
 
 
+def _fixed(sizes: torch.Size) -> list[int]:
+    """Make constants of sizes, so that a traced graph does not compute them."""
+    return [int(size) for size in sizes]
+
+
 def _matrices(like: Tensor, height: int, width: int) -> list[Tensor]:
-    matrices = _fourier_matrices(int(height), int(width))
-    return [matrix.to(like.device, like.dtype) for matrix in matrices]
+    return [matrix.to(like.device, like.dtype) for matrix in _fourier_matrices(height, width)]
 
 
 @torch.compiler.assume_constant_result

@@ -25,6 +25,7 @@ References: Zhou et al., "Omni-Scale Feature Learning for Person Re-Identificati
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ class OmniScaleBlock(nn.Module):
         """`(N, in_channels, H, W)` to `(N, out_channels, H, W)`."""
         u = self.squeeze(x)  # (N, out_channels / 4, H, W)
         gated = [self.gate(stream(u)) for stream in self.streams]
-        v = functools.reduce(Tensor.add, gated)
+        v = functools.reduce(operator.add, gated)
         return self.act(self.norm(self.drop_path(self.expand(v)) + self.shortcut(x)))
 
 
