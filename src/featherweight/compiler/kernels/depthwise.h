@@ -1,0 +1,112 @@
+/* Depthwise convolution of channels-last float32: kernel width and column stride are known at compile time.
+ *
+ *   y[i][r][c][o] = EPILOGUE(bias[o] + sum over ty, tx of
+ *                            x[i][r * stride_rows - pad_top + ty * dilation_rows][c * SX - pad_left + tx * DX][o]
+ *                            * weight[o][ty][tx], residual)
+ * with zero outside the input: borders are handled here, above and below by the range of ty, left and right by tiles
+ * compiled for them. No padded copy is needed.
+ *
+ * FW_DEFINE_DEPTHWISE_TILE(name, KW, SX, DX, R, LO, HI, EPILOGUE, RESIDUAL) defines a tile function for R neighbouring
+ * output columns. Their windows span the input columns j = 0 .. (R - 1) * SX + (KW - 1) * DX; only LO <= j < HI exist.
+ *   R <= 8 with HI - LO <= 16; R + KW + 1 vectors must fit the registers. R * KH * KW is best above 24.
+ *   EPILOGUE, RESIDUAL as in conv.h.
+ * pack.depthwise_spans(columns, in_columns, KW, SX, DX, pad_left) cuts a row of outputs into runs of equal tiles:
+ * each (R, LO, HI) is one tile function and each run one fw_depthwise_span.
+ *
+ *   static const fw_depthwise_span spans[] = {{tile_left, 1, 0, 0, 0, 0}, {tile_middle, 6, ...}, ...};
+ *   fw_depthwise_run(&shape, spans, count, x, w, bias, aux, r, y, tid, threads);
+ * splits the rows of all images over the threads.
+ *
+ * Packed weights (pack.depthwise_weights): [vector of channels][tap row][tap column][VL]; bias: vectors * VL floats.
+ * x and r are read in whole vectors, the last one too. y may be r; it must not overlap x. */
+#ifndef FW_DEPTHWISE_H
+#define FW_DEPTHWISE_H
+
+#include "conv.h"
+
+typedef struct fw_depthwise {
+    int images, rows;                                  /* of the output; its columns are the spans' */
+    int in_rows;
+    int tap_rows, tap_columns;                         /* kernel height and width */
+    int stride_rows, dilation_rows, pad_top;
+    int vectors;                                       /* channels / VL, rounded up */
+    int lanes;                                         /* 1..VL: lanes of the last vector that are stored */
+    ptrdiff_t x_image, x_row, x_column;                /* floats from an input image, row, column to the next */
+    ptrdiff_t y_image, y_row, y_column;                /* the same for the output */
+    ptrdiff_t r_image, r_row, r_column;                /* the same for the residual */
+} fw_depthwise;
+
+/* One tile over all channels: x at the first valid tap row and input column LO, w at that tap row, `taps` valid rows. */
+typedef void fw_depthwise_tile(const fw_depthwise *shape, const float *x, const float *w, const float *bias,
+                               const float *aux, const float *r, float *y, int taps);
+
+typedef struct fw_depthwise_span {
+    fw_depthwise_tile *tile;
+    int count;                 /* tiles side by side */
+    int column, columns;       /* first output column, and from a tile to the next */
+    int in_column, in_columns; /* the first tile's first existing input column, and from a tile to the next */
+} fw_depthwise_span;
+
+#define FW_DEFINE_DEPTHWISE_TILE(name, KW, SX, DX, R, LO, HI, EPILOGUE, RESIDUAL)                                      \
+    FW_NOINLINE void name(const fw_depthwise *shape, const float *x, const float *w, const float *bias,               \
+                          const float *aux, const float *r, float *y, int taps) {                                     \
+        const ptrdiff_t row = shape->dilation_rows * shape->x_row * (ptrdiff_t)sizeof(float);                         \
+        const ptrdiff_t panel = (ptrdiff_t)shape->tap_rows * (KW) * VL;                                                \
+        const int vectors = shape->vectors;                                                                            \
+        ptrdiff_t odd[8];                                                                                              \
+        fw_odd_strides(odd, shape->x_column);                                                                          \
+        (void)aux, (void)r;                                                                                            \
+        for (int c = 0; c < vectors; c++, x += VL, w += panel) {                                                       \
+            const int lanes = c + 1 < vectors ? VL : shape->lanes;                                                     \
+            const float *wk = w;                                                                                       \
+            const char *xk = (const char *)x;                                                                          \
+            vf acc[R];                                                                                                 \
+            FW_UNROLL for (int m = 0; m < (R); m++) acc[m] = vf_load(bias + c * VL);                                   \
+            for (int ty = 0; ty < taps; ty++, xk += row, wk += (KW) * VL) {                                            \
+                vf wv[KW];                                                                                             \
+                FW_UNROLL for (int i = 0; i < 8; i++) FW_OPAQUE(odd[i]);                                               \
+                FW_UNROLL for (int tx = 0; tx < (KW); tx++) wv[tx] = vf_load(wk + tx * VL);                            \
+                FW_UNROLL for (int j = (LO); j < (HI); j++) {                                                          \
+                    const vf xv = vf_load(fw_row(xk, odd, j - (LO)));                                                  \
+                    FW_UNROLL for (int tx = 0; tx < (KW); tx++) {                                                      \
+                        const int m = (j - tx * (DX)) / (SX);                                                          \
+                        if (m * (SX) == j - tx * (DX) && m >= 0 && m < (R)) acc[m] = vf_fma(xv, wv[tx], acc[m]);       \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
+            FW_UNROLL for (int m = 0; m < (R); m++) {                                                                  \
+                const float *from = (RESIDUAL) ? r + m * shape->r_column + c * VL : bias;                              \
+                const vf rv = (RESIDUAL) ? vf_load(from) : vf_zero();                                                  \
+                const vf v = EPILOGUE(acc[m], rv, aux + c * VL);                                                       \
+                (void)rv;                                                                                              \
+                fw_store_part(y + m * shape->y_column + c * VL, v, lanes);                                             \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
+FW_NOINLINE void fw_depthwise_run(const fw_depthwise *s, const fw_depthwise_span *spans, int count, const float *x,
+                                  const float *w, const float *bias, const float *aux, const float *r, float *y, int tid,
+                                  int threads) {
+    const int64_t rows = (int64_t)s->images * s->rows;
+    for (int64_t i = rows * tid / threads; i < rows * (tid + 1) / threads; i++) {
+        const int image = (int)(i / s->rows), row = (int)(i % s->rows);
+        const int top = row * s->stride_rows - s->pad_top, step = s->dilation_rows;
+        const int first = top < 0 ? fw_smaller(fw_ceil_div(-top, step), s->tap_rows) : 0;
+        const int below = top < s->in_rows ? fw_ceil_div(s->in_rows - top, step) : 0;
+        const int end = fw_smaller(s->tap_rows, below), taps = end > first ? end - first : 0;
+        const float *from = x + image * s->x_image + (taps ? top + first * step : 0) * s->x_row;
+        const float *add = r ? r + image * s->r_image + row * s->r_row : r;
+        float *to = y + image * s->y_image + row * s->y_row;
+        for (int n = 0; n < count; n++) {
+            const fw_depthwise_span *span = spans + n;
+            for (int t = 0; t < span->count; t++) {
+                const ptrdiff_t column = span->column + t * span->columns;
+                span->tile(s, from + (span->in_column + t * span->in_columns) * s->x_column,
+                           w + (ptrdiff_t)first * s->tap_columns * VL, bias, aux, add ? add + column * s->r_column : add,
+                           to + column * s->y_column, taps);
+            }
+        }
+    }
+}
+
+#endif
