@@ -1,0 +1,212 @@
+"""`compile_onnx`: the whole way from an ONNX file to a folder with C source, weights, library and report."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from featherweight.compiler import (  # noqa: F401  (the emitters register themselves)
+    emit_conv,
+    emit_elementwise,
+    emit_index,
+    emit_matmul,
+    emit_norm,
+    emit_pixel,
+    emit_pixel_conv,
+    emit_pool,
+    emit_reduce,
+    emit_resize,
+    emit_shape,
+    emit_signal,
+)
+from featherweight.compiler.build import LIBRARY, Target, build_library, target_named, vector_floats
+from featherweight.compiler.graph import Graph
+from featherweight.compiler.lower import Lowering, check_supported
+from featherweight.compiler.memory import plan_memory
+from featherweight.compiler.passes import run_passes
+from featherweight.compiler.program import Program
+from featherweight.compiler.reader import Shapes, read_model
+from featherweight.compiler.report import layer_report
+from featherweight.compiler.session import Session
+from featherweight.compiler.source import describe, write_header, write_source
+from featherweight.errors import UsageError, WriteError
+
+EXAMPLE = """\
+/* Run the network once on zeros and print the first numbers of each output.
+   cc -O2 main.c {prefix}.c -lm{pthread} && ./a.out {prefix}.weights */
+#include <stdio.h>
+#include <stdlib.h>
+#include "{prefix}.h"
+
+static void *aligned(size_t size) {{
+    char *raw = (char *)calloc(1, size + 64);
+    if (!raw) exit(1);
+    return raw + (64 - (size_t)raw % 64);
+}}
+
+int main(int count, char **words) {{
+    static const size_t in_bytes[] = {{{in_bytes}}}, out_bytes[] = {{{out_bytes}}};
+    const void *inputs[{macro}_INPUTS + 1];
+    void *outputs[{macro}_OUTPUTS + 1];
+    void *weights = aligned({macro}_WEIGHTS_BYTES);
+    FILE *file = count > 1 ? fopen(words[1], "rb") : NULL;
+    {prefix}_context *context;
+    int i, k;
+    if ({macro}_WEIGHTS_BYTES && (!file || fread(weights, 1, {macro}_WEIGHTS_BYTES, file) != {macro}_WEIGHTS_BYTES)) {{
+        fprintf(stderr, "usage: %s {prefix}.weights\\n", words[0]);
+        return 2;
+    }}
+    for (i = 0; i < {macro}_INPUTS; i++) inputs[i] = aligned(in_bytes[i]);
+    for (i = 0; i < {macro}_OUTPUTS; i++) outputs[i] = aligned(out_bytes[i]);
+    context = {prefix}_init(aligned({macro}_CONTEXT_BYTES), weights);
+    {prefix}_run(context, inputs, outputs);
+    for (i = 0; i < {macro}_OUTPUTS; i++) {{
+        printf("output %d:", i);
+        for (k = 0; k < 5 && k * sizeof(float) < out_bytes[i]; k++) printf(" %g", (double)((float *)outputs[i])[k]);
+        printf("\\n");
+    }}
+    {prefix}_close(context);
+    return 0;
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Everything that one network becomes before the C compiler sees it."""
+
+    graph: Graph
+    program: Program
+    description: dict[str, Any]
+    header: str
+    source: str
+    weights: bytes
+
+
+def generate(
+    source: str | Path | onnx.ModelProto,
+    target: Target,
+    *,
+    shapes: Shapes | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    prefix: str = "model",
+) -> Compiled:
+    """Read a network and write its C in memory; no file is touched.
+
+    Raises:
+        DataError: the file is unreadable, unsafe or holds something that is not supported.
+    """
+    graph = read_model(source, shapes, batch)
+    vector = vector_floats(target)
+    check_supported(graph)
+    pixel, borders = run_passes(graph)
+    program = Lowering(graph, pixel, borders, vector).run()
+    arena = plan_memory(program)
+    description = describe(graph, program, arena, {"target": target.name, "threads": threads})
+    return Compiled(
+        graph,
+        program,
+        description,
+        write_header(description, prefix),
+        write_source(program, description, prefix, threads),
+        bytes(program.weights),
+    )
+
+
+def compile_onnx(
+    path: str | Path,
+    out_dir: str | Path,
+    target: str = "native",
+    threads: int = 1,
+    tune: bool = False,
+    *,
+    shapes: Shapes | None = None,
+    batch: int = 1,
+    measure: bool = False,
+) -> Session | None:
+    """Compile an ONNX file into `out_dir`: model.c, model.h, model.weights, libmodel.so, main.c, report.json.
+
+    Args:
+        path: the ONNX file.
+        out_dir: the folder; made where it is missing, files in it are replaced.
+        target: native, x86-64-v3, x86-64-v4, aarch64, wasm32 or generic-c.
+        threads: threads of the generated code.
+        tune: time the candidate tiles of each layer on this machine and keep the best.
+        shapes: whole shapes of inputs whose sizes the file leaves free.
+        batch: size of a free first dimension.
+        measure: time every layer for the report.
+
+    Returns:
+        The loaded network, or None for a target that cannot run here.
+
+    Raises:
+        DataError: the file is unreadable, unsafe or holds something that is not supported; nothing is written.
+        MissingExtraError: no C compiler for the target.
+        UsageError: a number of threads or a batch below one.
+    """
+    if threads < 1 or batch < 1:
+        raise UsageError(f"threads={threads}, batch={batch}: expected at least 1 of each.")
+    machine = target_named(target)
+    start = time.perf_counter()
+    compiled = generate(path, machine, shapes=shapes, batch=batch, threads=threads)
+    generated = time.perf_counter()
+    out = Path(out_dir)
+    write_files(compiled, out, threads)
+    cached = build_library([out / "model.c"], out / LIBRARY, machine, threads)
+    built = time.perf_counter()
+    session = Session(out) if machine.runs_here else None
+    times = session.time_steps(random_inputs(session)) if session and measure else None
+    report = layer_report(compiled.program, compiled.description, times)
+    report["seconds"] = {"generate": generated - start, "build": built - generated, "cached": cached}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return session
+
+
+def write_files(compiled: Compiled, out: Path, threads: int = 1, prefix: str = "model") -> None:
+    """Write source, header, weights and the example program into a folder.
+
+    Raises:
+        WriteError: the folder cannot be written.
+    """
+
+    def sizes(kind: str) -> str:
+        entries = compiled.description[kind]
+        return ", ".join(
+            str(int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["type"]).itemsize)
+            for entry in entries
+        )
+
+    example = EXAMPLE.format(
+        prefix=prefix,
+        macro=prefix.upper(),
+        pthread=" -pthread" if threads > 1 else "",
+        in_bytes=sizes("inputs") or "0",
+        out_bytes=sizes("outputs") or "0",
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{prefix}.c").write_text(compiled.source, encoding="ascii")
+        (out / f"{prefix}.h").write_text(compiled.header, encoding="ascii")
+        (out / f"{prefix}.weights").write_bytes(compiled.weights)
+        (out / "main.c").write_text(example, encoding="ascii")
+    except OSError as error:
+        raise WriteError(f"Cannot write to {out}: {error.strerror or error}. Choose another folder.") from error
+
+
+def random_inputs(session: Session, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return seeded noise for every input: normal for floats, small counts for integers."""
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for info in session.get_inputs():
+        if info.dtype.kind == "f":
+            feeds[info.name] = rng.standard_normal(info.shape).astype(info.dtype)
+        else:
+            feeds[info.name] = rng.integers(0, 2, info.shape).astype(info.dtype)
+    return feeds

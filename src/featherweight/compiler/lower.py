@@ -1,0 +1,231 @@
+"""Turn the nodes of a graph into steps of C: gives every tensor its memory and calls the operator's emitter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+import numpy as np
+
+from featherweight.compiler.ctype import is_supported
+from featherweight.compiler.graph import Graph, Node
+from featherweight.compiler.convert import NO_BORDER, Border, clear_border, convert_to_pixel, convert_to_plain
+from featherweight.compiler.program import Operand, Program, Step, StepWriter, View, row_major
+from featherweight.errors import DataError
+
+Emitter = Callable[["Lowering", Node], None]
+EMITTERS: dict[str, Emitter] = {}
+PIXEL_EMITTERS: dict[str, Emitter] = {}
+
+
+def emits(*ops: str) -> Callable[[Emitter], Emitter]:
+    """Register the emitter of one or more operators."""
+
+    def register(emitter: Emitter) -> Emitter:
+        EMITTERS.update(dict.fromkeys(ops, emitter))
+        return emitter
+
+    return register
+
+
+def emits_pixel(*ops: str) -> Callable[[Emitter], Emitter]:
+    """Register the emitter of operators whose result lies in the pixel layout."""
+
+    def register(emitter: Emitter) -> Emitter:
+        PIXEL_EMITTERS.update(dict.fromkeys(ops, emitter))
+        return emitter
+
+    return register
+
+
+class Lowering:
+    """The state of lowering one graph.
+
+    Args:
+        graph: after all passes.
+        pixel: tensors that lie in the pixel layout.
+        borders: zeros that are kept around some of them.
+        vector: floats of a vector register of the target.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        pixel: frozenset[str] = frozenset(),
+        borders: Mapping[str, Border] | None = None,
+        vector: int = 1,
+    ) -> None:
+        self.graph, self.pixel, self.borders, self.vector = graph, pixel, dict(borders or {}), vector
+        self.program = Program()
+        self._pixels: dict[str, list[tuple[View, Border, bool]]] = {}
+
+    def run(self) -> Program:
+        """Lower every node and return the program.
+
+        Raises:
+            DataError: an operator, or a form of it, that is not supported; names node, operator and opset.
+        """
+        program = self.program
+        for index, name in enumerate(self.graph.inputs):
+            kind = self.graph.types[name]
+            storage = program.allocate(kind.size_bytes, "input", index)
+            program.views[name] = View(storage, kind.dtype, kind.shape, row_major(kind.shape))
+        for node in self.graph.nodes:
+            pixel = bool(node.outputs) and node.outputs[0] in self.pixel
+            (PIXEL_EMITTERS if pixel and node.op in PIXEL_EMITTERS else EMITTERS)[node.op](self, node)
+        for index, name in enumerate(self.graph.outputs):
+            view = self.view(name)
+            storage = program.storages[view.storage]
+            if (storage.place, storage.offset) == ("output", index) and view.is_plain and view.offset == 0:
+                continue
+            self._copy_out(name, view, index)
+        return program
+
+    def _copy_out(self, name: str, view: View, index: int) -> None:
+        kind = self.graph.types[name]
+        storage = self.program.allocate(kind.size_bytes, "output", index)
+        target = View(storage, kind.dtype, kind.shape, row_major(kind.shape))
+        convert_to_plain(self, name, view, target)
+
+    def view(self, name: str) -> View:
+        """Return where a tensor lies; a constant is stored on first use."""
+        if name not in self.program.views:
+            self.program.views[name] = self.program.store(self.graph.constants[name])
+        return self.program.views[name]
+
+    def start(self, node: Node, kernel: str = "loops", macs: int = 0) -> StepWriter:
+        """Begin a step."""
+        step = Step(node.name, node.op, kernel, macs)
+        self.program.steps.append(step)
+        return StepWriter(self.program, step)
+
+    def read(self, writer: StepWriter, name: str) -> Operand:
+        """Declare a pointer to a tensor that the step reads."""
+        return writer.pointer(self.view(name))
+
+    def write(self, writer: StepWriter, name: str, restrict: bool = True) -> Operand:
+        """Give a computed tensor its memory and declare a pointer to it."""
+        view = self.program.views[name] = self.place(name)
+        operand = writer.pointer(view, writes=True, restrict=restrict)
+        if name in self.pixel:
+            border = self.borders.get(name, NO_BORDER)
+            self._pixels[name] = [(view, border, False)]
+            if any(border):
+                clear_border(self, writer, view, border)
+        return operand
+
+    def place(self, name: str) -> View:
+        """Return new memory for a computed tensor, in the layout that was chosen for it."""
+        kind = self.graph.types[name]
+        if name in self.pixel:
+            return self.pixel_view(kind.shape, self.borders.get(name, NO_BORDER))
+        if name in self.graph.outputs:
+            place, offset = "output", self.graph.outputs.index(name)
+        else:
+            place, offset = "arena", -1
+        storage = self.program.allocate(max(kind.size_bytes, 1), place, offset)
+        return View(storage, kind.dtype, kind.shape, row_major(kind.shape))
+
+    def pixel_view(self, shape: tuple[int, ...], border: Border = NO_BORDER, tight: bool = False) -> View:
+        """Return new memory in the pixel layout `[N][H][W][Cs]` for a float32 tensor of logical shape (N, C, H, W).
+
+        Args:
+            shape: (N, C, H, W).
+            border: pixels kept around each image; they are not cleared here.
+            tight: leave no room behind the last channel.
+        """
+        n, c, h, w = shape
+        top, left, bottom, right = border
+        step = c if tight else -(-c // self.vector) * self.vector
+        row = (left + w + right) * step
+        image = (top + h + bottom) * row
+        # Kernels read whole vectors, at the very end too.
+        storage = self.program.allocate((n * image + self.vector) * 4)
+        offset = top * row + left * step
+        strides = (image, 1, row, step)
+        return View(storage, np.dtype(np.float32), shape, strides, offset, pixel=True, lanes_free=not tight)
+
+    def pixel_of(
+        self, name: str, shape: tuple[int, ...] = (), border: Border = NO_BORDER, tight: bool = False
+    ) -> View:
+        """Return a tensor in the pixel layout with at least the given border; converted once where it is not.
+
+        Args:
+            name: a computed float32 tensor.
+            shape: its shape as rank 4, where it has fewer axes.
+            border: zeros that the reader needs.
+            tight: the reader wants no padding between the pixels of a row-major tensor.
+        """
+        shape = shape or self.graph.shape(name)
+        for view, own, packed in self._pixels.get(name, []):
+            if all(a >= b for a, b in zip(own, border, strict=True)) and (packed == tight or name in self.pixel):
+                return view
+        view = self.pixel_view(shape, border, tight and name not in self.pixel)
+        convert_to_pixel(self, name, view, border)
+        self._pixels.setdefault(name, []).append((view, border, tight))
+        return view
+
+    def pixel_constant(self, value: np.ndarray) -> View:
+        """Store a constant of rank 4 in the pixel layout; one channel stays one value a pixel."""
+        n, c, h, w = value.shape
+        step = 1 if c == 1 else -(-c // self.vector) * self.vector
+        packed = np.zeros((n, h, w, step), np.float32)
+        packed[..., :c] = value.transpose(0, 2, 3, 1)
+        view = self.program.store(packed)
+        strides = (h * w * step, 1, w * step, step)
+        return View(view.storage, view.dtype, value.shape, strides, pixel=True, lanes_free=c > 1)
+
+    def alias(self, name: str, view: View) -> None:
+        """Let a tensor share another's memory."""
+        self.program.views[name] = view
+
+    def plain(self, name: str) -> View:
+        """Return a row-major view of a tensor; a copy is emitted where it lies otherwise."""
+        view = self.view(name)
+        if view.is_plain:
+            return view
+        kind = self.graph.types[name]
+        storage = self.program.allocate(max(kind.size_bytes, 1))
+        target = View(storage, kind.dtype, kind.shape, row_major(kind.shape))
+        convert_to_plain(self, name, view, target)
+        self.program.views[name] = target
+        return target
+
+    def emit_plainly(self, node: Node) -> None:
+        """Emit a node of the pixel layout with the strided loops that serve every layout."""
+        EMITTERS[node.op](self, node)
+
+    def value(self, node: Node, index: int, what: str) -> np.ndarray | None:
+        """Return a constant input of a node, None where it is absent.
+
+        Raises:
+            DataError: the input is computed at run time; the generated code needs it fixed.
+        """
+        name = node.input(index)
+        if not name:
+            return None
+        value = self.graph.constant(name)
+        if value is None:
+            self.refuse(node, f"its {what} ('{name}') is computed at run time; it must be a constant")
+        return value
+
+    def refuse(self, node: Node, problem: str) -> NoReturn:
+        """Raise the error for a node that cannot be compiled."""
+        raise DataError(f"Node '{node.name}' ({node.op}, opset {self.graph.opset}) is not supported: {problem}.")
+
+
+def check_supported(graph: Graph) -> None:
+    """Pass if every operator and data type can be compiled.
+
+    Raises:
+        DataError: names the first node that cannot, with its operator and opset.
+    """
+    for node in graph.nodes:
+        problem = ""
+        if node.op not in EMITTERS:
+            problem = "the compiler does not know this operator"
+        for name in [*node.inputs, *node.outputs]:
+            if name and not is_supported(graph.dtype(name)):
+                problem = problem or f"'{name}' has the data type {graph.dtype(name).name}"
+        if problem:
+            raise DataError(f"Node '{node.name}' ({node.op}, opset {graph.opset}) is not supported: {problem}.")

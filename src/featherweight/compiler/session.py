@@ -1,0 +1,160 @@
+"""Run a compiled network from Python: the calls of onnxruntime's InferenceSession, on numpy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featherweight.compiler.build import LIBRARY
+from featherweight.errors import DataError, UsageError
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, shape and onnxruntime's type string of an input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    dtype: np.dtype
+
+
+_ORT_TYPES = {"float32": "float", "float64": "double"}
+
+
+class Session:
+    """A loaded network with a context of its own. Not to be shared between threads; make one for each.
+
+    Args:
+        path: the folder that `compile_onnx` wrote, or the library in it.
+        prefix: the names of the library's functions start with it.
+
+    Raises:
+        DataError: no compiled network there, or one that does not load.
+    """
+
+    def __init__(self, path: str | Path, prefix: str = "model") -> None:
+        path = Path(path)
+        library = path / LIBRARY if path.is_dir() else path
+        if not library.is_file():
+            raise DataError(f"No compiled network at {path}; expected a folder with {LIBRARY}.")
+        try:
+            self._library = ctypes.CDLL(str(library.resolve()))
+        except OSError as error:
+            raise DataError(f"{library} does not load: {error}. Compile the network again.") from error
+        self._open(library.with_name(f"{prefix}.weights"), prefix)
+
+    def _open(self, weights: Path, prefix: str) -> None:
+        describe = getattr(self._library, f"{prefix}_description")
+        describe.restype = ctypes.c_char_p
+        self.description: dict[str, Any] = json.loads(describe())
+        self._inputs = [_info(entry) for entry in self.description["inputs"]]
+        self._outputs = [_info(entry) for entry in self.description["outputs"]]
+        size = self.description["weights_bytes"]
+        if size and (not weights.is_file() or weights.stat().st_size != size):
+            raise DataError(f"{weights} is missing or not of {size} bytes. Compile the network again.")
+        # A page of memory is aligned well beyond what the kernels ask for.
+        self._weights = np.memmap(weights, np.uint8, "r") if size else np.zeros(1, np.uint8)
+        self._memory = np.empty(self.description["context_bytes"] + ALIGNMENT, np.uint8)
+        start = -self._memory.ctypes.data % ALIGNMENT
+        init = getattr(self._library, f"{prefix}_init")
+        init.restype, init.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]
+        self._context = ctypes.c_void_p(init(self._memory.ctypes.data + start, self._weights.ctypes.data))
+        self._run = getattr(self._library, f"{prefix}_run")
+        self._run_steps = getattr(self._library, f"{prefix}_run_steps")
+        self._close = getattr(self._library, f"{prefix}_close")
+        for function in (self._run, self._run_steps, self._close):
+            function.restype = None
+
+    def get_inputs(self) -> list[TensorInfo]:
+        """Return the inputs in the order of the ONNX file."""
+        return list(self._inputs)
+
+    def get_outputs(self) -> list[TensorInfo]:
+        """Return the outputs in the order of the ONNX file."""
+        return list(self._outputs)
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Compute the outputs.
+
+        Args:
+            names: outputs to return, None for all.
+            feeds: one array an input, of its exact shape and type.
+
+        Raises:
+            UsageError: an input is missing, unknown, or of another shape or type; an output is unknown.
+        """
+        arrays = self._arrays(feeds)
+        outputs = [np.empty(info.shape, info.dtype) for info in self._outputs]
+        self._run(self._context, _pointers(arrays), _pointers(outputs))
+        if names is None:
+            return outputs
+        index = {info.name: position for position, info in enumerate(self._outputs)}
+        unknown = [name for name in names if name not in index]
+        if unknown:
+            raise UsageError(f"No output '{unknown[0]}'; the network has {', '.join(index)}.")
+        return [outputs[index[name]] for name in names]
+
+    def time_steps(self, feeds: Mapping[str, np.ndarray], repeats: int = 10) -> list[float]:
+        """Return the least time of each step in seconds over some runs, on the calling thread."""
+        import time
+
+        arrays = _pointers(self._arrays(feeds))
+        kept = [np.empty(info.shape, info.dtype) for info in self._outputs]
+        outputs = _pointers(kept)
+        steps = self.description["steps"]
+        best = [float("inf")] * steps
+        for _ in range(repeats):
+            for index in range(steps):
+                start = time.perf_counter()
+                self._run_steps(self._context, arrays, outputs, index, index + 1)
+                best[index] = min(best[index], time.perf_counter() - start)
+        return best
+
+    def _arrays(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        unknown = set(feeds) - {info.name for info in self._inputs}
+        if unknown:
+            raise UsageError(f"No input '{unknown.pop()}'; the network has {self._names()}.")
+        arrays = []
+        for info in self._inputs:
+            if info.name not in feeds:
+                raise UsageError(f"Input '{info.name}' is missing; the network needs {self._names()}.")
+            array = np.ascontiguousarray(feeds[info.name])
+            if array.dtype != info.dtype or feeds[info.name].shape != info.shape:
+                raise UsageError(
+                    f"Input '{info.name}' is {array.dtype} {list(np.shape(feeds[info.name]))}; "
+                    f"the network was compiled for {info.dtype} {list(info.shape)}."
+                )
+            arrays.append(array)
+        return arrays
+
+    def _names(self) -> str:
+        return ", ".join(info.name for info in self._inputs) or "no inputs"
+
+    def close(self) -> None:
+        """End the network's threads; the session cannot run any more."""
+        context, self._context = getattr(self, "_context", None), None
+        if context:
+            self._close(context)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _info(entry: dict[str, Any]) -> TensorInfo:
+    dtype = np.dtype(entry["type"])
+    return TensorInfo(
+        entry["name"], tuple(entry["shape"]), f"tensor({_ORT_TYPES.get(dtype.name, dtype.name)})", dtype
+    )
+
+
+def _pointers(arrays: Sequence[np.ndarray]) -> Any:
+    return (ctypes.c_void_p * max(len(arrays), 1))(*[array.ctypes.data for array in arrays])
