@@ -1,6 +1,7 @@
 """Order the weights of float32 kernels as `kernels/conv.h` and `kernels/depthwise.h` read them.
 
-Every function takes the vector length `lanes` (VL) of the target and pads channels with zeros to whole vectors.
+Every function takes the vector length `lanes` (VL) of the target and pads channels with zeros to whole
+vectors.
 """
 
 from __future__ import annotations

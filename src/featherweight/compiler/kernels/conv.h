@@ -22,14 +22,15 @@
  * Fully connected: columns = batch (MR = 1 for one image), depth = features, block_groups = 1.
  * Input columns right behind each other (x_tap_column == depth, as in a 3-channel stem stored without padding lanes):
  * write tap_columns = 1 and depth = kernel width * channels; the packed weights are the same.
- * A concatenation costs nothing: y = first channel of the part, y_column = channels of the whole; `lanes` keeps the last
- * vector off what follows it.
+ * A concatenation costs nothing: y = first channel of the part, y_column = channels of the whole; `lanes` keeps the
+ * last vector off what follows it.
  * y may be r (in place); it must not overlap x.
  *
  * Packed weights (pack.conv_weights): groups of NR output vectors (the last: NT), each
  *   [tap row][tap column][k][vector of the group][VL], lanes behind the last output channel zero.
- * Grouped convolutions: first[g] is the first input channel of group g of NR vectors; every group reads `depth` channels
- * from there (weights of channels that do not belong are zero); pack.conv_groups finds depth and first. NULL: all zero.
+ * Grouped convolutions: first[g] is the first input channel of group g of NR vectors; every group reads `depth`
+ * channels from there (weights of channels that do not belong are zero); pack.conv_groups finds depth and first. A
+ * dense layer has first = NULL.
  *
  * Work: units of (image, block_rows rows, block_columns columns, block_groups groups of vectors), the groups innermost,
  * are split over the threads. In a unit the weights of a group stay in the cache while all its columns pass. */
@@ -60,8 +61,6 @@ typedef void fw_conv_tile(const fw_conv *shape, const float *x, const float *w, 
     FW_NOINLINE void name(const fw_conv *shape, const float *x, const float *w, const float *bias, const float *aux,  \
                           const float *r, float *y, int columns, int lanes) {                                         \
         const int tap_rows = shape->tap_rows, tap_columns = shape->tap_columns, depth = shape->depth;                 \
-        ptrdiff_t odd[8];                                                                                              \
-        fw_odd_strides(odd, shape->x_column);                                                                          \
         (void)aux, (void)r;                                                                                            \
         for (int done = 0; done < columns;) {                                                                          \
             const int start = done < columns - (MR) ? done : columns - (MR), skip = done - start;                      \
@@ -74,9 +73,11 @@ typedef void fw_conv_tile(const fw_conv *shape, const float *x, const float *w, 
             for (int ty = 0; ty < tap_rows; ty++) {                                                                    \
                 for (int tx = 0; tx < tap_columns; tx++) {                                                             \
                     const char *xk = (const char *)(window + ty * shape->x_tap_row + tx * shape->x_tap_column);        \
+                    ptrdiff_t odd[8];                                                                                  \
+                    fw_odd_strides(odd, shape->x_column);                                                              \
                     for (int k = 0; k < depth; k++, xk += sizeof(float), wk += (NR) * VL) {                            \
                         vf wv[NR];                                                                                     \
-                        FW_UNROLL for (int i = 0; i < 8; i++) FW_OPAQUE(odd[i]);                                       \
+                        FW_UNROLL for (int i = 0; i < (MR) / 2; i++) FW_OPAQUE(odd[i]);                                 \
                         FW_UNROLL for (int n = 0; n < (NR); n++) wv[n] = vf_load(wk + n * VL);                         \
                         FW_UNROLL for (int m = 0; m < (MR); m++) {                                                     \
                             const vf xv = vf_set(*fw_row(xk, odd, m));                                                 \
@@ -130,7 +131,7 @@ static inline void fw_conv_run(const fw_conv *s, int nr, fw_conv_tile *full, fw_
             const float *from = x + image * s->x_image + c0 * s->x_column + (s->first ? s->first[g] : 0);
             const float *add = r ? r + image * s->r_image + c0 * s->r_column + channel : r;
             float *to = y + image * s->y_image + c0 * s->y_column + channel;
-            fw_conv_tile *tile = g + 1 < groups ? full : last;
+            fw_conv_tile *tile = g + 1 < groups || s->vectors % nr == 0 ? full : last;
             for (int row = r0; row < r1; row++)
                 tile(s, from + row * s->x_row, w + g * panel, bias + channel, aux ? aux + channel : aux,
                      add ? add + row * s->r_row : add, to + row * s->y_row, columns, g + 1 < groups ? VL : s->lanes);
@@ -143,8 +144,7 @@ static inline void fw_conv_run(const fw_conv *s, int nr, fw_conv_tile *full, fw_
     FW_CONV_TILE(name##_last, MR, NT, EPILOGUE, RESIDUAL)                                                              \
     FW_NOINLINE void name(const fw_conv *shape, const float *x, const float *w, const float *bias, const float *aux,  \
                           const float *r, float *y, int tid, int threads) {                                           \
-        fw_conv_run(shape, NR, name##_full, (NT) == (NR) ? name##_full : name##_last, x, w, bias, aux, r, y, tid,     \
-                    threads);                                                                                          \
+        fw_conv_run(shape, NR, name##_full, name##_last, x, w, bias, aux, r, y, tid, threads);                         \
     }
 
 /* Epilogues that need no argument of their own. */

@@ -36,7 +36,7 @@ typedef struct fw_depthwise {
     ptrdiff_t r_image, r_row, r_column;                /* the same for the residual */
 } fw_depthwise;
 
-/* One tile over all channels: x at the first valid tap row and input column LO, w at that tap row, `taps` valid rows. */
+/* One tile over all channels: x at the first valid tap row and input column LO, w at that tap row, `taps` rows. */
 typedef void fw_depthwise_tile(const fw_depthwise *shape, const float *x, const float *w, const float *bias,
                                const float *aux, const float *r, float *y, int taps);
 
@@ -84,28 +84,41 @@ typedef struct fw_depthwise_span {
         }                                                                                                              \
     }
 
-FW_NOINLINE void fw_depthwise_run(const fw_depthwise *s, const fw_depthwise_span *spans, int count, const float *x,
-                                  const float *w, const float *bias, const float *aux, const float *r, float *y, int tid,
-                                  int threads) {
-    const int64_t rows = (int64_t)s->images * s->rows;
-    for (int64_t i = rows * tid / threads; i < rows * (tid + 1) / threads; i++) {
-        const int image = (int)(i / s->rows), row = (int)(i % s->rows);
-        const int top = row * s->stride_rows - s->pad_top, step = s->dilation_rows;
-        const int first = top < 0 ? fw_smaller(fw_ceil_div(-top, step), s->tap_rows) : 0;
-        const int below = top < s->in_rows ? fw_ceil_div(s->in_rows - top, step) : 0;
-        const int end = fw_smaller(s->tap_rows, below), taps = end > first ? end - first : 0;
-        const float *from = x + image * s->x_image + (taps ? top + first * step : 0) * s->x_row;
-        const float *add = r ? r + image * s->r_image + row * s->r_row : r;
-        float *to = y + image * s->y_image + row * s->y_row;
+/* Output rows first <= row < end of one image. x stands at input row x_first, r at output row 0, y at row y_first. */
+FW_NOINLINE void fw_depthwise_rows(const fw_depthwise *s, const fw_depthwise_span *spans, int count, const float *x,
+                                   int x_first, const float *w, const float *bias, const float *aux, const float *r,
+                                   float *y, int y_first, int first, int end) {
+    const int step = s->dilation_rows;
+    for (int row = first; row < end; row++) {
+        const int top = row * s->stride_rows - s->pad_top;
+        const int from = top < 0 ? fw_smaller(fw_ceil_div(-top, step), s->tap_rows) : 0;
+        const int to = top < s->in_rows ? fw_smaller(s->tap_rows, fw_ceil_div(s->in_rows - top, step)) : 0;
+        const int taps = to > from ? to - from : 0;
+        const float *in = x + (taps ? top + from * step - x_first : 0) * s->x_row;
+        const float *add = r ? r + row * s->r_row : r;
+        float *out = y + (row - y_first) * s->y_row;
         for (int n = 0; n < count; n++) {
             const fw_depthwise_span *span = spans + n;
             for (int t = 0; t < span->count; t++) {
                 const ptrdiff_t column = span->column + t * span->columns;
-                span->tile(s, from + (span->in_column + t * span->in_columns) * s->x_column,
-                           w + (ptrdiff_t)first * s->tap_columns * VL, bias, aux, add ? add + column * s->r_column : add,
-                           to + column * s->y_column, taps);
+                span->tile(s, in + (span->in_column + t * span->in_columns) * s->x_column,
+                           w + (ptrdiff_t)from * s->tap_columns * VL, bias, aux,
+                           add ? add + column * s->r_column : add, out + column * s->y_column, taps);
             }
         }
+    }
+}
+
+FW_NOINLINE void fw_depthwise_run(const fw_depthwise *s, const fw_depthwise_span *spans, int count, const float *x,
+                                  const float *w, const float *bias, const float *aux, const float *r, float *y,
+                                  int tid, int threads) {
+    const int64_t rows = (int64_t)s->images * s->rows, end = rows * (tid + 1) / threads;
+    for (int64_t i = rows * tid / threads; i < end;) {
+        const int image = (int)(i / s->rows), row = (int)(i % s->rows);
+        const int stop = end - i < s->rows - row ? row + (int)(end - i) : s->rows;
+        fw_depthwise_rows(s, spans, count, x + image * s->x_image, 0, w, bias, aux, r ? r + image * s->r_image : r,
+                          y + image * s->y_image, 0, row, stop);
+        i += stop - row;
     }
 }
 

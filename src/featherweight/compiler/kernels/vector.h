@@ -8,7 +8,7 @@
  * NaN: every function that takes one value gives NaN for NaN; vf_max and vf_min keep a NaN of their FIRST operand
  *            and drop one of their second, so that vf_max(x, zero) is a ReLU that does not hide a NaN.
  *
- * Greatest errors of the functions in math.h of this folder are stated there. No state, no allocation. */
+ * No state, no allocation. Functions beyond these are in vmath.h. */
 #ifndef FW_VECTOR_H
 #define FW_VECTOR_H
 
