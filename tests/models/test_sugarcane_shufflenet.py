@@ -16,11 +16,14 @@ BUILDERS = {"050": "x0_5", "100": "x1_0", "150": "x1_5", "200": "x2_0"}
 
 
 class AuthorsNetwork(nn.Module):
-    """Keys and head of the authors' notebook around torchvision's network."""
+    """Keys, freezing and head of the authors' notebook around torchvision's network."""
 
-    def __init__(self) -> None:
+    def __init__(self, freeze_ratio: float = 0.0) -> None:
         super().__init__()
         self.base_model = torchvision.models.shufflenet_v2_x1_0()
+        tensors = list(self.base_model.parameters())
+        for tensor in tensors[: int(len(tensors) * freeze_ratio)]:
+            tensor.requires_grad = False
         self.base_model.fc = nn.Sequential(
             nn.Dropout(0.2),
             nn.Linear(1024, 1024),
@@ -42,6 +45,52 @@ def test_parity_with_torchvision(suffix, builder):
 
 def test_parity_with_the_authors_layout():
     parity.assert_parity("sugarcane_shufflenet", AuthorsNetwork())
+
+
+def trainable(model: nn.Module) -> list[torch.Size]:
+    return [p.shape for p in model.parameters() if p.requires_grad]
+
+
+# 0.0500 and 0.3230 are the authors' two choices; their search went up to 0.8.
+@pytest.mark.parametrize(
+    ("fraction", "frozen", "weights"),
+    [(0.0, 0, 2_322_677), (0.050015936690328916, 8, 2_320_267), (0.3230, 54, None), (0.8, 136, None)],
+)
+def test_parity_of_what_is_trained(fraction, frozen, weights):
+    ours = create_model("sugarcane_shufflenet")
+    assert freeze_fraction(ours, fraction) == frozen
+    # The head follows the body in both, so equal shapes in equal order are the same tensors.
+    expected = trainable(AuthorsNetwork(fraction))
+    assert trainable(ours) == expected and len(expected) == 174 - frozen
+    counted = sum(shape.numel() for shape in trainable(ours))
+    assert counted == sum(shape.numel() for shape in expected)
+    assert weights in (None, counted)
+
+
+def test_parity_of_the_published_head():
+    """Dropout, linear, ReLU, batch norm, dropout, linear; the ReLU before the norm."""
+    model = create_model("sugarcane_shufflenet")
+    kinds = [nn.Flatten, nn.Dropout, nn.Linear, nn.ReLU, nn.BatchNorm1d]
+    assert [type(module) for module in model.head] == kinds
+    assert (model.head[1].p, model.drop_rate) == (0.2451, 0.2633)
+    head = [*model.head.parameters(), *model.classifier.parameters()]
+    assert [tuple(p.shape) for p in head] == [(1024, 1024), (1024,), (1024,), (1024,), (17, 1024), (17,)]
+    plain = torchvision.models.shufflenet_v2_x1_0()
+    assert len(list(plain.parameters())) == 170 and len(list(model.parameters())) == 174
+
+
+def test_dropouts_of_the_head_follow_the_arguments():
+    model = create_model("sugarcane_shufflenet", head_drop_rate=0.4312, drop_rate=0.2138)
+    assert (model.head[1].p, model.drop_rate) == (0.4312, 0.2138)
+
+
+def test_frozen_norms_still_follow_the_data():
+    model = create_model("sugarcane_shufflenet", num_classes=3).train()
+    freeze_fraction(model, 0.05)
+    before = model.body[0].norm.running_mean.clone()
+    model(torch.randn(4, 3, 32, 32))
+    assert not model.body[0].norm.weight.requires_grad
+    assert not torch.equal(model.body[0].norm.running_mean, before)
 
 
 def test_imagenet_body_loads_under_the_fresh_head():

@@ -21,6 +21,7 @@ class InvertedResidual(nn.Module):
         kernel_size: side of the depthwise kernel, in pixels.
         act: class of the activation.
         drop_path: probability of dropping the branch during training.
+        group_width: channels of each group of the filter; 1 makes it depthwise.
     """
 
     def __init__(
@@ -32,12 +33,15 @@ class InvertedResidual(nn.Module):
         kernel_size: int = 3,
         act: type[nn.Module] = nn.ReLU6,
         drop_path: float = 0.0,
+        *,
+        group_width: int = 1,
     ) -> None:
         super().__init__()
         hidden = in_channels * expansion
         self.has_skip = stride == 1 and in_channels == out_channels
         self.expand = ConvNormAct(in_channels, hidden, 1, act=act) if expansion != 1 else nn.Identity()
-        self.depthwise = ConvNormAct(hidden, hidden, kernel_size, stride, groups=hidden, act=act)
+        groups = hidden // group_width
+        self.depthwise = ConvNormAct(hidden, hidden, kernel_size, stride, groups, act)
         # A non-linearity on a thin tensor destroys information, so the projection stays linear.
         self.project = ConvNormAct(hidden, out_channels, 1, act=None)
         self.drop_path = DropPath(drop_path) if self.has_skip else nn.Identity()

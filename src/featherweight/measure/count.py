@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,25 @@ def _meta_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _counting_mode() -> Any:
+def macs_of(name: str, args: Sequence[Any], out: Any) -> int:
+    """Return the MACs of one operator below autograd: a convolution or a product with a weight, else 0.
+
+    Args:
+        name: qualified name, such as `aten::convolution`.
+        args: its arguments.
+        out: its result.
+    """
+    if name == "aten::convolution":
+        # Each output element (input element when transposed) meets one slice of the weight.
+        places = args[0].numel() if args[6] else out.numel()
+        return places * math.prod(args[1].shape[1:])
+    if name in ("aten::mm", "aten::addmm"):
+        left, right = args[-2:]
+        return left.shape[0] * left.shape[1] * right.shape[1]
+    return 0
+
+
+def _counting_mode(model: torch.nn.Module) -> Any:
     """Build a dispatch mode whose `macs` adds up every convolution and matrix product that it sees."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,45 +77,50 @@ def _counting_mode() -> Any:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
-            name = func._schema.name
-            if name == "aten::convolution":
-                # Each output element (input element when transposed) meets one slice of the weight.
-                transposed = args[6]
-                places = args[0].numel() if transposed else out.numel()
-                self.macs += places * math.prod(args[1].shape[1:])
-            elif name in ("aten::mm", "aten::addmm"):
-                left, right = args[-2:]
-                self.macs += left.shape[0] * left.shape[1] * right.shape[1]
+            self.macs += macs_of(func._schema.name, args, out)
             return out
 
     return CountMacs()
 
 
-def count(model: torch.nn.Module, input_size: tuple[int, ...]) -> Count:
-    """Count parameters and the MACs of one image of `input_size` = `(C, H, W)`.
+def run_under(
+    make_mode: Callable[[torch.nn.Module], Any], model: torch.nn.Module, shape: Sequence[int]
+) -> Any:
+    """Run a copy of `model` once, on zeros, under a dispatch mode and return the mode.
 
-    The network runs once in eval mode on the meta device (no arithmetic, no memory); one that looks at values
-    and so cannot run there runs once on the CPU. `model` itself is left as it was.
+    The copy runs in eval mode on the meta device (no arithmetic, no memory); one that looks at values and so
+    cannot run there runs on the CPU. `model` itself is left as it was.
 
-    >>> import torch
-    >>> count(torch.nn.Conv2d(3, 8, 3, padding=1), (3, 10, 10))
-    Count(params=224, macs=21600)
+    Args:
+        make_mode: builds the mode for the copy.
+        model: the network.
+        shape: of the input, the batch first.
     """
     import torch
 
-    params = sum(p.numel() for p in model.parameters())
     for device in ("meta", "cpu"):
         twin = (_meta_copy(model) if device == "meta" else copy.deepcopy(model).cpu()).eval()
-        mode = _counting_mode()
+        mode, x = make_mode(twin), torch.zeros(*shape, device=device)
         try:
             with torch.no_grad(), mode:
-                twin(torch.zeros(1, *input_size, device=device))
+                twin(x)
         except (NotImplementedError, RuntimeError):
             if device == "cpu":
                 raise
             continue
         break
-    return Count(params, mode.macs)
+    return mode
+
+
+def count(model: torch.nn.Module, input_size: tuple[int, ...]) -> Count:
+    """Count parameters and the MACs of one image of `input_size` = `(C, H, W)`; see `run_under`.
+
+    >>> import torch
+    >>> count(torch.nn.Conv2d(3, 8, 3, padding=1), (3, 10, 10))
+    Count(params=224, macs=21600)
+    """
+    params = sum(p.numel() for p in model.parameters())
+    return Count(params, run_under(_counting_mode, model, (1, *input_size)).macs)
 
 
 def _node_macs(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str, list[int]]) -> int:
