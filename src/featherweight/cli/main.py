@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from featherweight.cli.compile_onnx import compile_onnx
 from featherweight.cli.doctor import doctor
 from featherweight.cli.evaluate import evaluate
 from featherweight.cli.fit import fit
@@ -43,6 +44,7 @@ for _name, _verb in {
     "fit": fit,
     "evaluate": evaluate,
     "predict": predict,
+    "compile": compile_onnx,
     "list": list_models,
     "show": show,
     "systems": systems,

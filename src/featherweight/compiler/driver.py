@@ -27,7 +27,7 @@ from featherweight.compiler import (  # noqa: F401  (the emitters register thems
 )
 from featherweight.compiler.build import LIBRARY, Target, build_library, target_named, vector_floats
 from featherweight.compiler.graph import Graph
-from featherweight.compiler.lower import Lowering, check_supported
+from featherweight.compiler.lower import EMITTERS, Lowering, check_supported
 from featherweight.compiler.memory import plan_memory
 from featherweight.compiler.passes import run_passes
 from featherweight.compiler.program import Program
@@ -103,7 +103,7 @@ def generate(
     Raises:
         DataError: the file is unreadable, unsafe or holds something that is not supported.
     """
-    graph = read_model(source, shapes, batch)
+    graph = read_model(source, shapes, batch, EMITTERS)
     vector = vector_floats(target)
     check_supported(graph)
     pixel, borders = run_passes(graph)

@@ -43,7 +43,6 @@ def emit_vector_loop(
         shape: the loops; the last may end in the middle of a vector.
     """
     lowering.program.need_header("vector.h")
-    lowering.program.need_header("vmath.h")
     values = literals(lowering, node.inputs, vector=True)
     nest = plan_nest(shape, [output.strides, *(read.strides for read in reads.values())])
     if nest.strides[0][-1] != 1:
@@ -90,7 +89,9 @@ def _vector_body(
         writer.line(f"const vf {var} = {text};")
         values[name] = var
     body = node.attrs["body"]
-    for line in body_lines(lowering.graph, body, values):
+    lines = body_lines(lowering.graph, body, values)
+    lowering.program.need_math("".join(lines))
+    for line in lines:
         writer.line(line)
     target = f"{output.var} + {index_of(nest.strides[0][:-1], names)} + k"
     result = values[body[-1].outputs[0]]

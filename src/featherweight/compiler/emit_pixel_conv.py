@@ -57,7 +57,7 @@ class Epilogue:
         lines += body_lines(self.lowering.graph, body, values)
         text = "\n".join(f"    {line}" for line in lines)
         result = values[body[-1].outputs[0]]
-        self.lowering.program.need_header("vmath.h")
+        self.lowering.program.need_math(text)
         self.name = self.lowering.program.define_named(
             "fw_epilogue",
             "FW_INLINE vf {name}(vf sum, vf r, const float *aux) {\n"

@@ -8,7 +8,7 @@ import numpy as np
 
 from featherweight.compiler.emit_shape import take
 from featherweight.compiler.graph import Node
-from featherweight.compiler.loops import index_of, nested
+from featherweight.compiler.loops import index_of, memory_order, nested
 from featherweight.compiler.lower import Lowering, emits
 from featherweight.compiler.program import Operand, StepWriter
 from featherweight.compiler.resize import nearest, source_positions, taps
@@ -86,7 +86,8 @@ def _weighted(
     marks = {
         axis: writer.constant(mask.astype(np.uint8)) for axis, mask in enumerate(outside) if mask.any()
     }
-    with nested(writer, y.shape, names):
+    order = memory_order(y.strides, y.shape)
+    with nested(writer, [y.shape[axis] for axis in order], [names[axis] for axis in order]):
         target = f"{y.var}[{index_of(y.strides, names)}]"
         if marks:
             test = " || ".join(f"{pointer.var}[{names[axis]}]" for axis, pointer in marks.items())

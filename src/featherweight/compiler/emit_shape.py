@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from featherweight.compiler.graph import Node
-from featherweight.compiler.loops import copy, fill, index_of, nested
+from featherweight.compiler.loops import copy, fill, index_of, memory_order, nested
 from featherweight.compiler.lower import Lowering, emits
-from featherweight.compiler.program import Operand, StepWriter, View, row_major
+from featherweight.compiler.program import Operand, StepWriter, row_major
 
 
 @emits("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout")
@@ -122,13 +122,14 @@ def emit_tile(lowering: Lowering, node: Node) -> None:
     copy(writer, x, y, shape, sources, targets)
 
 
-def _blocked(lowering: Lowering, node: Node, split: Sequence[int], order: Sequence[int]) -> None:
-    """Copy with the input's shape seen as `split` and its axes in a new order."""
-    lowering.plain(node.inputs[0])
-    writer, x, y = step_between(lowering, node)
-    strides = row_major(split)
-    shape = [split[axis] for axis in order]
-    copy(writer, x, y, shape, [strides[axis] for axis in order], row_major(shape))
+def _split_strides(operand: Operand, factors: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """Return sizes and strides of an operand whose axes are each seen as several."""
+    sizes: list[int] = []
+    strides: list[int] = []
+    for stride, parts in zip(operand.strides, factors, strict=True):
+        sizes += parts
+        strides += [stride * inner for inner in row_major(parts)]
+    return sizes, strides
 
 
 @emits("DepthToSpace")
@@ -136,25 +137,36 @@ def emit_depth_to_space(lowering: Lowering, node: Node) -> None:
     """Channels to blocks of pixels, in depth-column-row or column-row-depth order."""
     n, c, h, w = lowering.graph.shape(node.inputs[0])
     block = node.attrs["blocksize"]
-    if node.attrs.get("mode", "DCR") == "DCR":
-        _blocked(lowering, node, (n, block, block, c // block**2, h, w), (0, 3, 4, 1, 5, 2))
-    else:
-        _blocked(lowering, node, (n, c // block**2, block, block, h, w), (0, 1, 4, 2, 5, 3))
+    depth = c // block**2
+    by_block = node.attrs.get("mode", "DCR") == "DCR"
+    writer, x, y = step_between(lowering, node)
+    split = (block, block, depth) if by_block else (depth, block, block)
+    _, sources = _split_strides(x, ((n,), split, (h,), (w,)))
+    order = (0, 3, 4, 1, 5, 2) if by_block else (0, 1, 4, 2, 5, 3)
+    shape, targets = _split_strides(y, ((n,), (depth,), (h, block), (w, block)))
+    copy(writer, x, y, shape, [sources[axis] for axis in order], targets)
 
 
 @emits("SpaceToDepth")
 def emit_space_to_depth(lowering: Lowering, node: Node) -> None:
-    """Blocks of pixels to channels."""
+    """Blocks of pixels to channels, in the same two orders."""
     n, c, h, w = lowering.graph.shape(node.inputs[0])
     block = node.attrs["blocksize"]
-    _blocked(lowering, node, (n, c, h // block, block, w // block, block), (0, 3, 5, 1, 2, 4))
+    by_block = node.attrs.get("mode", "DCR") == "DCR"
+    writer, x, y = step_between(lowering, node)
+    shape, sources = _split_strides(x, ((n,), (c,), (h // block, block), (w // block, block)))
+    split = (block, block, c) if by_block else (c, block, block)
+    _, targets = _split_strides(y, ((n,), split, (h // block,), (w // block,)))
+    order = (0, 3, 5, 1, 2, 4) if by_block else (0, 1, 3, 5, 2, 4)
+    copy(writer, x, y, [shape[axis] for axis in order], [sources[axis] for axis in order], targets)
 
 
 def take(writer: StepWriter, x: Operand, y: Operand, tables: Sequence[np.ndarray], missing: str = "0") -> None:
     """Copy `y[i, j, …] = x[tables[0][i], tables[1][j], …]`; an index of -1 takes the expression `missing`."""
     names = [f"i{axis}" for axis in range(len(y.shape))]
+    order = memory_order(y.strides, y.shape)
     pointers = [writer.constant(np.asarray(table, np.int32)) for table in tables]
-    with nested(writer, y.shape, names):
+    with nested(writer, [y.shape[axis] for axis in order], [names[axis] for axis in order]):
         parts, tests = [], []
         for table, pointer, name, stride in zip(tables, pointers, names, x.strides, strict=True):
             parts.append(f"{pointer.var}[{name}] * {stride}L")
@@ -245,8 +257,3 @@ def emit_trilu(lowering: Lowering, node: Node) -> None:
     with nested(writer, (count, rows, columns), ("i0", "i1", "i2")):
         index = f"(i0 * {rows} + i1) * {columns} + i2"
         writer.line(f"{y.var}[{index}] = {test} ? {x.var}[{index}] : 0;")
-
-
-def flat_view(view: View, sizes: Sequence[int]) -> View:
-    """Return a row-major view with another shape of as many elements."""
-    return replace(view, shape=tuple(sizes), strides=row_major(tuple(sizes)))

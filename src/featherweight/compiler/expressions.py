@@ -121,7 +121,7 @@ BINARY = {
     "Sum": "({a} + {b})",
 }
 VARIADIC = ("Max", "Min", "Sum", "Mean")
-OTHER = ("Div", "Mod", "Pow", "BitShift", "Where", "Cast", "CastLike", "Clip", "Mean")
+OTHER = ("Div", "Mod", "Pow", "BitShift", "Where", "Cast", "Clip", "Mean")
 ELEMENTWISE = frozenset([*UNARY, *BINARY, *OTHER])
 
 
@@ -173,9 +173,15 @@ def _pow(args: Sequence[str], kinds: Sequence[CType], out: CType, attrs: Attrs) 
 
 
 def _shift(args: Sequence[str], kinds: Sequence[CType], out: CType, attrs: Attrs) -> str:
-    bits = out.dtype.itemsize * 8
-    arrow = "<<" if attrs["direction"] == "LEFT" else ">>"
-    return f"({args[1]} >= {bits} ? 0 : (uint64_t){args[0]} {arrow} {args[1]})"
+    """Beyond the type's width only the sign is left, and of a shift to the left nothing."""
+    a, b = args
+    bits, signed = out.dtype.itemsize * 8, out.dtype.kind == "i"
+    if attrs["direction"] == "LEFT":
+        inside, beyond = f"(uint64_t){a} << {b}", "0"
+    else:
+        inside, beyond = f"{a} >> {b}", f"{a} < 0 ? -1 : 0" if signed else "0"
+    outside = f"{b} < 0 || {b} >= {bits}" if signed else f"{b} >= {bits}"
+    return f"({outside} ? ({out.name})({beyond}) : ({out.name})({inside}))"
 
 
 def _cast(args: Sequence[str], kinds: Sequence[CType], out: CType, attrs: Attrs) -> str:
@@ -207,7 +213,6 @@ _OTHERS = {
     "BitShift": _shift,
     "Where": _where,
     "Cast": _cast,
-    "CastLike": _cast,
     "Clip": _clip,
 }
 

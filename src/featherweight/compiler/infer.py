@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections import deque
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from featherweight.compiler.functions import definition, expand
 from featherweight.compiler.graph import Graph, Node, TensorType
 from featherweight.errors import DataError
 
@@ -34,12 +38,20 @@ SAME_AS_INPUT = frozenset(
 class Inference:
     """One forward pass over a sorted graph.
 
+    Args:
+        graph: its `types` are filled, folded nodes move to its `constants`.
+        max_bytes: the largest tensor.
+        known: operators that need not be replaced by ONNX's definition of them.
+        read: turns a node of ONNX into one of the compiler.
+
     Raises:
         DataError: a node whose output shape stays open, does not fit or is absurd.
     """
 
-    def __init__(self, graph: Graph, max_bytes: int) -> None:
-        self.graph, self.max_bytes = graph, max_bytes
+    def __init__(
+        self, graph: Graph, max_bytes: int, known: Collection[str], read: Callable[[onnx.NodeProto], Node]
+    ) -> None:
+        self.graph, self.max_bytes, self.known, self.read = graph, max_bytes, known, read
         self.imports = [onnx.helper.make_opsetid("", graph.opset)]
         self.protos: dict[str, onnx.TypeProto] = {}
         self.data: dict[str, onnx.TensorProto] = {}
@@ -47,7 +59,18 @@ class Inference:
     def run(self) -> None:
         """Fill `graph.types` and move folded nodes into `graph.constants`."""
         kept = []
-        for node in self.graph.nodes:
+        waiting = deque(self.graph.nodes)
+        numbers = itertools.count()
+        while waiting:
+            node = waiting.popleft()
+            if node.op not in self.known and "::" not in node.op:
+                function = definition(self.graph, node, make_proto(node))
+                if function is not None:
+                    waiting.extendleft(reversed(expand(node, function, self.read, numbers)))
+                    continue
+            if node.op == "CastLike":
+                # Only the type of the second input matters.
+                node.op, node.attrs = "Cast", {"to": _elem_type(self.graph.dtype(node.inputs.pop()))}
             if node.op in ("Shape", "Size"):
                 folded = self._sizes(node)
             elif all(name in self.graph.constants for name in node.inputs if name):

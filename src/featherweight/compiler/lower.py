@@ -229,3 +229,6 @@ def check_supported(graph: Graph) -> None:
                 problem = problem or f"'{name}' has the data type {graph.dtype(name).name}"
         if problem:
             raise DataError(f"Node '{node.name}' ({node.op}, opset {graph.opset}) is not supported: {problem}.")
+    for name in [*graph.inputs, *graph.outputs]:
+        if not is_supported(graph.dtype(name)):
+            raise DataError(f"Tensor '{name}' has the data type {graph.dtype(name).name}, which is not supported.")

@@ -16,6 +16,8 @@ import numpy as np
 from featherweight.compiler.ctype import CType
 
 ALIGNMENT = 64
+MATH = tuple("exp expm1 log sigmoid tanh erf gelu gelu_tanh softplus mish softsign".split())
+"""Functions of kernels/vmath.h that element-wise expressions call."""
 
 
 @dataclass
@@ -144,7 +146,7 @@ class Program:
 
     def store(self, value: np.ndarray) -> View:
         """Put a constant into the weights, once for equal contents, and return its view."""
-        value = np.ascontiguousarray(value)
+        value = np.asarray(value, order="C")
         raw = value.tobytes()
         key = (raw, value.dtype.name)
         if key not in self._known:
@@ -157,6 +159,12 @@ class Program:
         """Make the source include a kernel header, in order of first need."""
         if name not in self.headers:
             self.headers.append(name)
+
+    def need_math(self, text: str) -> None:
+        """Include the vector functions if a text calls one of them."""
+        self.need_header("vector.h")
+        if any(f"vf_{name}(" in text for name in MATH):
+            self.need_header("vmath.h")
 
     def define_named(self, prefix: str, text: str) -> str:
         """Add a definition before the steps, once for equal texts, and return its name.

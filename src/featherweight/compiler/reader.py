@@ -7,7 +7,7 @@ end in one DataError. Nothing of the network runs here except small nodes whose 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,33 @@ from featherweight.compiler.graph import Graph, Node, TensorType, sort_nodes
 from featherweight.compiler.infer import Inference
 from featherweight.errors import DataError
 
-MIN_OPSET, MAX_OPSET = 13, 25
+MIN_OPSET, MAX_OPSET = 13, 28
 MAX_TENSOR_BYTES = 2**31
 MAX_FILE_BYTES = 2**31 - 1
 """A protobuf message ends here; larger networks keep their weights in a second file."""
 
+PASSIVE = frozenset({"CastLike", "Constant", "Shape", "Size", "Range"})
+"""Operators that inference itself replaces or folds."""
+
 Shapes = Mapping[str, Sequence[int]]
 
 
-def read_model(source: str | Path | onnx.ModelProto, shapes: Shapes | None = None, batch: int = 1) -> Graph:
+def read_model(
+    source: str | Path | onnx.ModelProto,
+    shapes: Shapes | None = None,
+    batch: int = 1,
+    known: Collection[str] = (),
+) -> Graph:
     """Read an ONNX file.
 
     Args:
         source: the file, or a model that is already in memory.
         shapes: the whole shape of inputs whose sizes the file leaves free, by input name.
         batch: size of a free first dimension.
+        known: operators that stay as they are; others are replaced by ONNX's definition, where there is one.
 
     Raises:
-        DataError: the file is missing, corrupt, unsafe, of an opset outside 13-25, or leaves a shape open; the
+        DataError: the file is missing, corrupt, unsafe, of an opset outside 13-28, or leaves a shape open; the
             message names the node or tensor.
     """
     if isinstance(source, onnx.ModelProto):
@@ -64,7 +73,8 @@ def read_model(source: str | Path | onnx.ModelProto, shapes: Shapes | None = Non
     )
     _add_inputs(graph, graph_proto, dict(shapes or {}), batch)
     _order(graph)
-    Inference(graph, MAX_TENSOR_BYTES).run()
+    passive = {*known, *PASSIVE}
+    Inference(graph, MAX_TENSOR_BYTES, passive, lambda proto: _node(proto, 0, folder)).run()
     for name in graph.outputs:
         if name not in graph.types:
             raise DataError(f"Output '{name}' is computed by no node. Export the file again.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,11 +28,8 @@ def _template(text: str, **defaults: float) -> Callable[[Sequence[str], Attrs], 
 
 
 def _gelu(args: Sequence[str], attrs: Attrs) -> str:
-    x = args[0]
-    if attrs.get("approximate", "none") == "tanh":
-        inner = f"{_set(math.sqrt(2 / math.pi))} * ({x} + {_set(0.044715)} * {x} * {x} * {x})"
-        return f"({_set(0.5)} * {x} * ({_set(1)} + vf_tanh({inner})))"
-    return f"({_set(0.5)} * {x} * ({_set(1)} + vf_erf({x} * {_set(math.sqrt(0.5))})))"
+    name = "vf_gelu_tanh" if attrs.get("approximate", "none") == "tanh" else "vf_gelu"
+    return f"{name}({args[0]})"
 
 
 def _chain(function: str) -> Callable[[Sequence[str], Attrs], str]:
@@ -81,8 +77,11 @@ VECTOR: dict[str, Callable[[Sequence[str], Attrs], str]] = {
     "Erf": _template("vf_erf({x})"),
     "Sigmoid": _template("vf_sigmoid({x})"),
     "Swish": _template("({x} * vf_sigmoid({alpha} * {x}))", alpha=1.0),
-    "Elu": _template("vf_select(vf_gt({zero}, {x}), {alpha} * (vf_exp(vf_min({x}, {zero})) - {one}), {x})", alpha=1.0),
-    "Softsign": _template("({x} / ({one} + vf_abs({x})))"),
+    "Elu": _template("vf_select(vf_gt({zero}, {x}), {alpha} * vf_expm1({x}), {x})", alpha=1.0),
+    "Celu": _template("vf_select(vf_gt({zero}, {x}), {alpha} * vf_expm1({x} / {alpha}), {x})", alpha=1.0),
+    "Softplus": _template("vf_softplus({x})"),
+    "Mish": _template("vf_mish({x})"),
+    "Softsign": _template("vf_softsign({x})"),
     "Gelu": _gelu,
     "Max": _chain("vf_max"),
     "Min": _chain("vf_min"),
