@@ -224,8 +224,8 @@ FW_INT8_FUNCTION void fw_u8_gather(const uint8_t *x, ptrdiff_t x_column, uint8_t
             y[p * y_column + c] = x[p * x_column + index[c]];
 }
 
-/* One image. y: pixels of `pixel` bytes (planes rounded up to 4 or more; the rest is 0), `border` columns and rows of the
- * zero point around it. */
+/* One image. y: pixels of `pixel` bytes (planes rounded up to 4 or more), the zero point in the border and the lanes left
+ * over. */
 FW_INT8_FUNCTION void fw_u8_image(const float *x, uint8_t *y, int planes, int rows, int columns, int pixel, int top, int left,
                                   int bottom, int right, float scale, int zero, int tid, int threads)
 {

@@ -33,18 +33,20 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__GNUC__) && !defined(FW_GENERIC)
+#if defined(__GNUC__)
 #define FW_INT8_INLINE static inline __attribute__((always_inline))
 #define FW_INT8_FUNCTION static __attribute__((noinline, unused))
-#if defined(__clang__)
-#define FW_INT8_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define FW_INT8_UNROLL _Pragma("GCC unroll 32")
-#endif
 #else
 #define FW_INT8_INLINE static inline
 #define FW_INT8_FUNCTION static
+#endif
+/* Without vectors a lane is a loop of its own: unrolling around it only makes code. */
+#if !defined(FW_INT8_512) && !defined(FW_INT8_256)
 #define FW_INT8_UNROLL
+#elif defined(__clang__)
+#define FW_INT8_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FW_INT8_UNROLL _Pragma("GCC unroll 32")
 #endif
 
 /* Hides from the compiler what it knows of a variable; see FW_OPAQUE in vector.h. */
