@@ -2,16 +2,18 @@
 kernel.
 
 All forms run in turns on the same tensors, so that a change of the processor's clock hits all alike. A row is
-the median of `--runs` turns with its 95 % interval; "x" is how many times faster than the loop.
+the median of up to `--runs` turns with its 95 % interval; "x" is how many times as fast as the loop.
 
     python benchmarks/selective_scan.py --threads 1
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +22,15 @@ from rich.console import Console
 from rich.table import Table
 
 from featherweight.blocks.selective_scan import selective_scan
-from featherweight.measure.latency import Latency, summarize
+from featherweight.files import atomic_write
+from featherweight.measure.machine import machine, machine_id
+from side_by_side import in_turns, merge_rows
 
 SHAPES = ((1, 144, 224, 1), (1, 1024, 320, 1), (1, 3136, 96, 1), (1, 3136, 320, 1), (4, 3136, 96, 1))
 """Batch, length, channels, states: MobileMamba's first stage in T2 and in B4, then 56 x 56 tokens."""
+
+KEY = ("device", "threads", "pass", "shape", "method")
+COLUMNS = (*KEY, "p50_ms", "low_ms", "high_ms", "runs", "times_as_fast", "date", "machine", "versions")
 
 
 def tensors(batch: int, length: int, channels: int, states: int, device: str) -> list[torch.Tensor]:
@@ -46,40 +53,57 @@ def step(method: str, given: list[torch.Tensor], train: bool) -> None:
         torch.cuda.synchronize()
 
 
-def in_turns(jobs: dict[str, Callable[[], None]], runs: int, threads: int) -> dict[str, Latency]:
-    """Time jobs one after another, `runs` times round, after a round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(runs + 1):
-        for name, job in jobs.items():
-            began = time.perf_counter_ns()
-            job()
-            if turn:
-                times[name].append((time.perf_counter_ns() - began) / 1e6)
-    return {name: summarize(values, threads) for name, values in times.items()}
+def measure(
+    shapes: Sequence[tuple[int, int, int, int]], threads: int, runs: int, seconds: float, device: str
+) -> list[dict[str, Any]]:
+    """Time all forms on every shape (batch, length, channels, states); one row for each."""
+    torch.set_num_threads(threads)
+    methods = ["sequential", "chunked", *(["triton"] if device == "cuda" else [])]
+    here = machine()
+    processor = torch.cuda.get_device_name() if device == "cuda" else f"{here['cpu']}, {here['cores']} cores"
+    shared = {
+        **{"device": device, "threads": threads, "date": datetime.now(UTC).isoformat(timespec="seconds")},
+        "machine": processor,
+        "versions": " ".join(f"{package}={version(package)}" for package in ("featherweight", "torch")),
+    }
+    rows = []
+    for shape in shapes:
+        given = tensors(*shape, device)
+        for train in (False, True):
+            jobs = {m: lambda m=m: step(m, given, train) for m in methods}  # noqa: B023
+            found = in_turns(jobs, runs, threads, seconds)
+            for method, latency in found.items():
+                low, high = latency.interval
+                ratio = found["sequential"].p50_ms / latency.p50_ms
+                named = {"pass": "train" if train else "forward", "shape": "x".join(map(str, shape))}
+                times = {"p50_ms": f"{latency.p50_ms:.3f}", "low_ms": f"{low:.3f}", "high_ms": f"{high:.3f}"}
+                last = {"runs": latency.runs, "times_as_fast": f"{ratio:.1f}"}
+                rows.append({**shared, **named, "method": method, **times, **last})
+    return rows
 
 
 def main(
     threads: Annotated[int, typer.Option(help="threads of PyTorch")] = 1,
     runs: Annotated[int, typer.Option(help="turns per shape")] = 50,
+    seconds: Annotated[float, typer.Option(help="time for one shape and pass; five turns at least")] = 60.0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of the CSV.")] = Path("benchmarks/results/selective_scan"),
 ) -> None:
-    """Print one table of medians in milliseconds."""
-    torch.set_num_threads(threads)
-    methods = ["sequential", "chunked", *(["triton"] if device == "cuda" else [])]
-    table = Table(title=f"selective scan, float32, {device}, {threads} thread(s), median of {runs}")
+    """Print one table of medians in milliseconds and store its rows."""
+    rows = measure(SHAPES, threads, runs, seconds, device)
+    path = out / f"{machine_id()}.csv"
+    atomic_write(path, merge_rows(path.read_text() if path.exists() else "", rows, KEY, COLUMNS))
+    table = Table(title=f"selective scan, float32, {device}, {threads} thread(s), medians")
     for heading in ("B x L x D x N", "pass", "method", "ms", "95 % interval", "x"):
         table.add_column(heading)
-    for shape in SHAPES:
-        given = tensors(*shape, device)
-        for train in (False, True):
-            jobs = {m: lambda m=m: step(m, given, train) for m in methods}  # noqa: B023
-            found = in_turns(jobs, runs, threads)
-            for method, latency in found.items():
-                low, high = latency.interval
-                ratio = found["sequential"].p50_ms / latency.p50_ms
-                row = (" x ".join(map(str, shape)), "train" if train else "forward", method)
-                table.add_row(*row, f"{latency.p50_ms:.2f}", f"{low:.2f}-{high:.2f}", f"{ratio:.1f}")
-    Console().print(table)
+    for row in rows:
+        interval = f"{row['low_ms']} - {row['high_ms']}"
+        table.add_row(
+            *(row[key] for key in ("shape", "pass", "method", "p50_ms")), interval, row["times_as_fast"]
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"Stored in {path}")
 
 
 if __name__ == "__main__":
