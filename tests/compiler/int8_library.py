@@ -85,7 +85,7 @@ class Window(ctypes.Structure):
 
 
 TILES = {(1, 1), (7, 2), (3, 3), (5, 1), (14, 2), (1, 4)}
-OUTS = ("quantise", "table", "add", "real")
+OUTS = ("quantise", "table", "add", "real", "shift", "relu")
 KERNELS_OF_DEPTHWISE = ((3, 3, 1), (3, 3, 2), (5, 5, 1), (5, 5, 2), (7, 7, 1), (1, 5, 1), (3, 1, 1), (2, 4, 4))
 
 

@@ -60,6 +60,10 @@ def finish(out, sums, scale, setting, residual):
         b = (residual.astype(np.int32) - setting.r_zero).astype(np.float32) * np.float32(setting.r_ratio)
         t = np.rint(a + b).astype(np.int64)
         return np.clip(t + setting.zero, setting.lo, setting.hi).astype(np.uint8)
+    if out == "relu":
+        return steps(sums, scale, 0)
+    if out == "shift":
+        return q
     q = np.clip(q, setting.lo, setting.hi)
     return TABLE[q] if out == "table" else q
 
@@ -91,6 +95,8 @@ CASES = [
     (20, 37, 1, 15, 1, 1, 1, 1, (7, 2), "table"),
     (33, 24, 5, 8, 1, 1, 1, 1, (7, 2), "add"),
     (100, 21, 3, 7, 1, 1, 1, 1, (7, 2), "real"),
+    (30, 64, 3, 8, 1, 1, 1, 1, (7, 2), "shift"),
+    (40, 48, 3, 8, 1, 1, 1, 1, (7, 2), "relu"),
     (3, 32, 15, 17, 3, 2, 1, 1, (5, 1), "quantise"),
     (17, 50, 9, 11, 3, 1, 1, 1, (3, 3), "quantise"),
     (8, 16, 13, 12, 3, 1, 2, 1, (5, 1), "quantise"),
@@ -174,6 +180,7 @@ DEPTHWISE = [
     (19, 8, 11, (3, 3, 2), 1, 2, 1, "table"),
     (40, 7, 6, (3, 3, 2), 1, 2, 1, "add"),
     (21, 7, 9, (3, 3, 2), 0, 2, 1, "real"),
+    (32, 7, 9, (3, 3, 2), 1, 2, 1, "relu"),
     (16, 7, 7, (5, 5, 1), 2, 1, 1, "quantise"),
     (48, 12, 13, (5, 5, 2), 2, 2, 1, "quantise"),
     (16, 10, 12, (7, 7, 1), 3, 1, 1, "quantise"),

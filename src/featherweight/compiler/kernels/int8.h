@@ -15,6 +15,7 @@
  *   NT    blocks of the last tile: shape->blocks % NR, or NR where that is 0 (then write it like NR)
  *   OUT   what becomes of the int32 sum s, with m = scale[o]:
  *     quantise  u8 clamp(rint(s * m) + zero, lo, hi);   m = scale_x * scale_w[o] / scale_y
+ *     shift     the same with lo = 0, hi = 255, a little faster;  relu  the same with zero = 0 too, faster again
  *     table     u8 table[that]: any function of the quantised value, its own quantisation included
  *     add       u8 clamp(rint(q * ratio + (r - r_zero) * r_ratio) + zero, lo, hi) with q = clamp(rint(s * m) + q_zero, 0,
  *               255) - q_zero; ratio = scale_q / scale_y, r_ratio = scale_r / scale_y; m = scale_x * scale_w[o] / scale_q
@@ -79,12 +80,11 @@ FW_INT8_INLINE fw_i32 fw_int8_scaled(fw_i32 sum, const float *scale)
 }
 
 /* The fw_int8_out_* store the tile acc[column * nr + block]; columns below `skip` were stored by the tile before. */
-FW_INT8_INLINE void fw_int8_out_quantise(const fw_int8_out *s, const fw_i32 *acc, const int mr, const int nr,
-                                         const float *scale, const uint8_t *r, void *y, int skip, int lanes)
+FW_INT8_INLINE void fw_int8_steps(const fw_int8_out *s, const fw_i32 *acc, const int mr, const int nr, const float *scale,
+                                  void *y, int lanes, int zero, int lo, int hi)
 {
     const ptrdiff_t column = s->y_column;
     int v = 0;
-    (void)r, (void)skip;
     if (lanes == 16) {
         FW_INT8_UNROLL
         for (; v + 4 <= mr * nr; v += 4) {
@@ -96,13 +96,34 @@ FW_INT8_INLINE void fw_int8_out_quantise(const fw_int8_out *s, const fw_i32 *acc
                 to[i] = (uint8_t *)y + (v + i) / nr * column + 16 * ((v + i) % nr);
                 q[i] = fw_int8_scaled(acc[v + i], scale + 16 * ((v + i) % nr));
             }
-            fw_u8_store4(to, nr % 4 == 0 ? 4 : nr == 2 ? 2 : 1, q, s->zero, s->lo, s->hi);
+            fw_u8_store4(to, nr % 4 == 0 ? 4 : nr == 2 ? 2 : 1, q, zero, lo, hi);
         }
     }
     FW_INT8_UNROLL
     for (v = lanes == 16 ? mr * nr / 4 * 4 : 0; v < mr * nr; ++v)
         fw_u8_store((uint8_t *)y + v / nr * column + 16 * (v % nr), fw_int8_scaled(acc[v], scale + 16 * (v % nr)),
-                    s->zero, s->lo, s->hi, v % nr + 1 < nr ? 16 : lanes);
+                    zero, lo, hi, v % nr + 1 < nr ? 16 : lanes);
+}
+
+FW_INT8_INLINE void fw_int8_out_quantise(const fw_int8_out *s, const fw_i32 *acc, const int mr, const int nr,
+                                         const float *scale, const uint8_t *r, void *y, int skip, int lanes)
+{
+    (void)r, (void)skip;
+    fw_int8_steps(s, acc, mr, nr, scale, y, lanes, s->zero, s->lo, s->hi);
+}
+
+FW_INT8_INLINE void fw_int8_out_shift(const fw_int8_out *s, const fw_i32 *acc, const int mr, const int nr,
+                                      const float *scale, const uint8_t *r, void *y, int skip, int lanes)
+{
+    (void)r, (void)skip;
+    fw_int8_steps(s, acc, mr, nr, scale, y, lanes, s->zero, 0, 255);
+}
+
+FW_INT8_INLINE void fw_int8_out_relu(const fw_int8_out *s, const fw_i32 *acc, const int mr, const int nr,
+                                     const float *scale, const uint8_t *r, void *y, int skip, int lanes)
+{
+    (void)r, (void)skip;
+    fw_int8_steps(s, acc, mr, nr, scale, y, lanes, 0, 0, 255);
 }
 
 FW_INT8_INLINE void fw_int8_out_table(const fw_int8_out *s, const fw_i32 *acc, const int mr, const int nr,
@@ -150,6 +171,8 @@ FW_INT8_INLINE void fw_int8_out_real(const fw_int8_out *s, const fw_i32 *acc, co
 }
 
 #define FW_INT8_SIZE_quantise 1
+#define FW_INT8_SIZE_shift 1
+#define FW_INT8_SIZE_relu 1
 #define FW_INT8_SIZE_table 1
 #define FW_INT8_SIZE_add 1
 #define FW_INT8_SIZE_real 4

@@ -37,7 +37,17 @@ typedef struct fw_int8_depthwise {
 /* 64 bytes to[channel][column] of 16 channels at four columns. */
 FW_INT8_INLINE void fw_int8_quad(uint8_t *to, const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d)
 {
-#if defined(FW_INT8_512) || defined(FW_INT8_256)
+#if defined(FW_INT8_512) && defined(__AVX512VBMI__)
+    const __m512i order = _mm512_set_epi32(
+        0x3f2f1f0f, 0x3e2e1e0e, 0x3d2d1d0d, 0x3c2c1c0c, 0x3b2b1b0b, 0x3a2a1a0a, 0x39291909, 0x38281808,
+        0x37271707, 0x36261606, 0x35251505, 0x34241404, 0x33231303, 0x32221202, 0x31211101, 0x30201000);
+    const __m256i ab = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)a)),
+                                               _mm_loadu_si128((const __m128i *)b), 1);
+    const __m256i cd = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)c)),
+                                               _mm_loadu_si128((const __m128i *)d), 1);
+    const __m512i all = _mm512_inserti64x4(_mm512_castsi256_si512(ab), cd, 1);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi8(order, all));
+#elif defined(FW_INT8_512) || defined(FW_INT8_256)
     const __m128i va = _mm_loadu_si128((const __m128i *)a), vb = _mm_loadu_si128((const __m128i *)b);
     const __m128i vc = _mm_loadu_si128((const __m128i *)c), vd = _mm_loadu_si128((const __m128i *)d);
     const __m128i ab = _mm_unpacklo_epi8(va, vb), cd = _mm_unpacklo_epi8(vc, vd);

@@ -133,15 +133,19 @@ FW_INT8_INLINE void fw_u8_store(uint8_t *p, fw_i32 v, int zero, int lo, int hi, 
     q = _mm512_min_epi32(_mm512_max_epi32(q, _mm512_set1_epi32(lo)), _mm512_set1_epi32(hi));
     _mm_mask_storeu_epi8(p, (__mmask16)((1u << lanes) - 1u), _mm512_cvtepi32_epi8(q));
 }
-/* 64 bytes: clamp(v0..v3 + zero, lo, hi), v0's lanes first. */
+/* 64 bytes: clamp(v0..v3 + zero, lo, hi), v0's lanes first. Literal zero and limits cost nothing where they change nothing. */
 FW_INT8_INLINE __m512i fw_u8_pack4(fw_i32 v0, fw_i32 v1, fw_i32 v2, fw_i32 v3, int zero, int lo, int hi)
 {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i z = _mm512_set1_epi16((short)zero);
-    __m512i low = _mm512_adds_epi16(_mm512_packs_epi32(v0, v1), z);
-    __m512i high = _mm512_adds_epi16(_mm512_packs_epi32(v2, v3), z);
-    __m512i q = _mm512_packus_epi16(low, high);
-    q = _mm512_min_epu8(_mm512_max_epu8(q, _mm512_set1_epi8((char)lo)), _mm512_set1_epi8((char)hi));
+    __m512i low = _mm512_packs_epi32(v0, v1), high = _mm512_packs_epi32(v2, v3), q;
+    if (!__builtin_constant_p(zero) || zero != 0) {
+        const __m512i z = _mm512_set1_epi16((short)zero);
+        low = _mm512_adds_epi16(low, z);
+        high = _mm512_adds_epi16(high, z);
+    }
+    q = _mm512_packus_epi16(low, high);
+    if (!__builtin_constant_p(lo) || !__builtin_constant_p(hi) || lo > 0 || hi < 255)
+        q = _mm512_min_epu8(_mm512_max_epu8(q, _mm512_set1_epi8((char)lo)), _mm512_set1_epi8((char)hi));
     return _mm512_permutexvar_epi32(order, q);
 }
 FW_INT8_INLINE void fw_u8_store4(uint8_t *const *to, const int run, const fw_i32 *v, int zero, int lo, int hi)
