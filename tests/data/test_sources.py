@@ -337,7 +337,7 @@ def test_torchvision_layout_serves_offline(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_cifar10_decodes_right() -> None:
     data = load_dataset("cifar10", data_root=shared("cifar10"))
-    assert (len(data.train), len(data.val), len(data.test)) == (42_500, 7_500, 10_000)
+    assert (len(data.train), len(data.val), len(data.test)) == (45_000, 5_000, 10_000)
     archive = np.load(shared("cifar10") / "test.npz")
     bytes_, offsets = archive["data"], archive["offsets"]
     pixels = data.test.decode((32, 32), "RGB")

@@ -132,3 +132,21 @@ def test_a_broken_file_is_refused(tmp_path, images):
     (tmp_path / "f.onnx").write_bytes(b"no model")
     with pytest.raises(DataError):
         quantize_onnx(tmp_path / "f.onnx", tmp_path / "q.onnx", images)
+
+
+def test_norms_that_no_convolution_takes_in_stay_float(tmp_path, images, caplog):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), norm, nn.ReLU(), nn.Conv2d(8, 8, 3))
+    nn.init.uniform_(norm.weight, 0.01, 5.0)
+    float_path, path = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    torch.onnx.export(net.eval(), (torch.zeros(1, 3, 16, 16),), float_path, dynamo=False, opset_version=18,
+                      input_names=["image"], output_names=["logits"],
+                      dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}})  # fmt: skip
+    quantize_onnx(float_path, path, images)
+    proto = onnx.load(path)
+    kept = next(node for node in proto.graph.node if node.op_type == "BatchNormalization")
+    scale = next(t for t in proto.graph.initializer if t.name == kept.input[1])
+    assert np.array_equal(onnx.numpy_helper.to_array(scale), norm.weight.detach().numpy())
+    assert not caplog.records
+    assert error(path, float_path, images) < 0.1

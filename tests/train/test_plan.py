@@ -39,8 +39,8 @@ def test_a_corrected_plan_fits_the_time_and_makes_no_jump():
     assert plan.is_due(20, 4.0, 100.0)
     assert not plan.is_due(1, 1.0, 100.0)
     slower = plan.corrected(100, 52.0, 100.0)
-    # 0.5 s a step so far; 95 % of 100 s leave 43 s.
-    assert slower.total_steps == 186
+    # 0.5 s a step so far; 98 % of 100 s leave 46 s.
+    assert slower.total_steps == 192
     assert slower.position(100) / slower.total_steps == pytest.approx(0.1)
     assert slower.position(186) == pytest.approx(186)
     assert not slower.is_due(100, 52.0, 100.0)

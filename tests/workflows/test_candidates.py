@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from featherweight.cards import all_cards
 from featherweight.errors import UsageError
+from featherweight.registry import card_of
 from featherweight.workflows.candidates import Candidate, list_candidates
 
 
@@ -18,6 +20,18 @@ def test_small_images_keep_their_resolution_and_large_ones_do_not():
 def test_inputs_stay_near_the_size_of_the_images():
     assert all(16 <= candidate.input <= 32 for candidate in list_candidates(8))
     assert all(candidate.input <= 48 for candidate in list_candidates(32))
+
+
+def test_every_network_with_a_variant_under_6m_parameters_is_a_candidate():
+    small = {
+        card.slug
+        for card in all_cards().values()
+        if card.kind == "model"
+        and card.task in ("classify", "reidentify")
+        and card.module_path
+        and any(v.counted and v.counted["params"] < 6e6 for v in card.variants.values())
+    }
+    assert small == {card_of(candidate.model).slug for candidate in list_candidates(224)}
 
 
 def test_every_label_is_unique():

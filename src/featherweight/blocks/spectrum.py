@@ -88,7 +88,8 @@ def mix_channels(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight: `(2, groups, b, b)`: real or imaginary part, group, input, output.
         bias: `(2, groups, b)`.
     """
-    (real, imaginary), bias = weight.to(z.dtype), bias.to(z.dtype)
+    # Indexing, unlike unpacking, lets an exporter compute the kernel once and for all.
+    real, imaginary, bias = weight[0].to(z.dtype), weight[1].to(z.dtype), bias.to(z.dtype)
     # A count of multiply-adds runs on the meta device and knows the cost of a convolution.
     if not (_capturing() or z.is_meta):
         groups = _as_complex(z).unflatten(1, weight.shape[1:3]).flatten(3)  # (N, groups, b, H F)

@@ -26,6 +26,10 @@ from featherweight.errors import DataError, close_matches
 
 _LOG = logging.getLogger("featherweight")
 
+# More validation images tell little more about a network, but would be missed in training.
+_VAL_IMAGES = 5_000
+_VAL_IMAGES_PER_CLASS = 20
+
 
 def load_dataset(
     spec: str | Path,
@@ -43,7 +47,8 @@ def load_dataset(
         spec: a folder, a .csv, an .npz, or one of the built-in names.
         data_root: where the built-in sets lie, for work without a network.
         seed: of the split.
-        val_fraction: share of the images for validation, if the source has no such split.
+        val_fraction: share of the images for validation, if the source has no such split; no more than 5,000
+            images, or 20 a class where that is more.
         test_fraction: share of the images for testing, if the source has no such split.
 
     Raises:
@@ -138,7 +143,10 @@ def _carve(
     missing = {"test": test_fraction, "val": val_fraction}
     for number, split in enumerate(split for split in missing if split not in rows):
         # The second cut is of what the first one left, but its share is meant of the whole.
-        fraction = missing[split] * len(labels) / max(len(kept), 1)
+        wanted = missing[split] * len(labels)
+        if split == "val":
+            wanted = min(wanted, max(_VAL_IMAGES, _VAL_IMAGES_PER_CLASS * len(raw.classes)))
+        fraction = wanted / max(len(kept), 1)
         stay, held = stratified_split(labels[kept], min(fraction, 0.9), seed + 7919 * number, groups[kept])
         rows[split], kept = ("train", kept[held]), kept[stay]
     rows["train"] = ("train", kept)

@@ -29,6 +29,9 @@ logger = logging.getLogger("featherweight")
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+# A norm that no convolution could take in has no integer kernel; rounding its weights only loses accuracy.
+NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization")
+
 
 @dataclass(frozen=True)
 class QuantizeConfig:
@@ -109,7 +112,7 @@ def _quantize(
         tensors_range=TensorsData(CalibrationMethod.MinMax, known),
         nodes_to_quantize=[],
         nodes_to_exclude=list(keep_float),
-        op_types_to_quantize=[*QDQRegistry, *QLinearOpsRegistry],
+        op_types_to_quantize=[kind for kind in (*QDQRegistry, *QLinearOpsRegistry) if kind not in NORMS],
         extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
     )
     quantizer.quantize_model()

@@ -28,6 +28,7 @@ from torch import nn
 from ..errors import CheckpointError, UsageError
 from .batches import ArrayData, Augment, Batches
 from .checkpoint import clear_states, load_state, load_tensors
+from .memory import keep_freed_memory
 from .plan import Plan, choose_bf16, evaluate, make_plan
 from .progress import ProgressCallback, RichProgress, default_progress, silent
 from .recipe import Recipe
@@ -127,6 +128,7 @@ def fit_model(
     torch.set_num_threads(recipe.thread_count() if world == 1 else max(1, recipe.thread_count() // world))
     # Vanishing activations and moments otherwise cost hundreds of cycles each.
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     try:
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         model.to(memory_format=layout)
@@ -186,6 +188,7 @@ def _train_started(fabric: Fabric, job: Job) -> dict[str, Any]:
     """Train in a started process, which got the tensors in memory shared with the others: take a copy."""
     torch.set_num_threads(max(1, job.recipe.thread_count() // fabric.world_size))
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     return dataclasses.asdict(_train(fabric, dataclasses.replace(job, model=copy.deepcopy(job.model))))
 
 

@@ -25,9 +25,11 @@ from .recipe import Recipe
 from .schedule import build_optimizer, image_size
 
 _PROBE_IMAGES = 512
-_BUDGET_MARGIN = 0.95
-_EVAL_SHARE = 0.05
-_CHECKS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
+# Parts of a time budget that are planned for: by the first estimate, and by corrections from the pace so far.
+_FIRST_MARGIN = 0.95
+_MARGIN = 0.98
+_EVAL_SHARE = 0.03
+_CHECKS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Plan:
         share = self.position(step) / self.total_steps
         done = max(wall_s / budget_s, share)
         pace_s = (wall_s - self.began_s) / step
-        left = int((_BUDGET_MARGIN * budget_s - wall_s) / pace_s)
+        left = int((_MARGIN * budget_s - wall_s) / pace_s)
         return dataclasses.replace(
             self,
             total_steps=step + max(1, left),
@@ -205,7 +207,7 @@ def make_plan(
         every = max(1, math.ceil(eval_s / (_EVAL_SHARE * step_s * per_epoch)))
     total = round(recipe.epochs * per_epoch) if recipe.epochs is not None else None
     if recipe.time_budget_s is not None:
-        left_s = _BUDGET_MARGIN * (recipe.time_budget_s - (time.perf_counter() - began)) - 2 * eval_s
+        left_s = _FIRST_MARGIN * (recipe.time_budget_s - (time.perf_counter() - began)) - 2 * eval_s
         affordable = int(left_s / (step_s + eval_s / (every * per_epoch)))
         total = affordable if total is None else min(total, affordable)
     return Plan(max(1, total), per_epoch, bf16, every, threads, batches.world)

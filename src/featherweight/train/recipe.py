@@ -41,7 +41,7 @@ class Recipe:
         distill_temperature: Temperature of the teacher's soft answers.
         seed: Decides order, augmentation and dropout.
         threads: Processor threads; None takes `OMP_NUM_THREADS` or all cores.
-        eval_every: Epochs between validations; None keeps their cost under 5 % of the time.
+        eval_every: Epochs between validations; None keeps their cost under 3 % of the time.
         checkpoint_every_s: Seconds between two checkpoints; 0 writes one after every step.
 
     >>> Recipe(epochs=5).optimizer

@@ -7,6 +7,7 @@ import time
 import torch
 from torch import nn
 
+from .memory import keep_freed_memory
 from .plan import cpu_has_bf16
 
 _BATCH = 64
@@ -28,6 +29,7 @@ def training_images_per_s(
         enough: the speed that matters; far below it, the first estimate is returned.
         batch: images of a step.
     """
+    keep_freed_memory()
     model = model.train().to(memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, *input_size, generator=generator).contiguous(

@@ -17,6 +17,7 @@ SMALL_IMAGE_SIDE = 48
 """Images up to this side, in pixels, keep their resolution through the stem (stride 1 in place of 2)."""
 
 _DEFAULT_INPUTS = (64, 96, 128, 160, 224)
+_CLASSIFIER_TASKS = ("classify", "reidentify")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def list_candidates(native_side: int, models: Sequence[str] | None = None) -> li
         wanted = [
             (name, card.search)
             for card in all_cards().values()
-            if card.search and card.task == "classify" and card.module_path
+            if card.search and card.task in _CLASSIFIER_TASKS and card.module_path
             for name in card.search.variants
         ]
     else:

@@ -39,7 +39,7 @@ log = logging.getLogger("featherweight")
 # need at the end.
 _SCREEN_SHARE = 0.1
 _SEARCH_SHARE = 0.15
-_ENDING_SHARE = 0.08
+_ENDING_SHARE = 0.04
 _ENDING_LEAST_S = 20.0
 _MAX_TRIALS = 4
 _LEAST_TRIAL_S = 5.0

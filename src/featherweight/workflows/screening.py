@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,15 @@ def screen(
             log.debug("%s: dropped, %s", entry.candidate.label, entry.dropped)
     results, fitting = [entry for entry in counted if entry.dropped], 0
     ceiling: dict[str, float] = {}
-    for entry in _round_robin([entry for entry in counted if not entry.dropped]):
+    waiting = [entry for entry in counted if not entry.dropped]
+    slow = _slow_networks(waiting, num_classes, in_chans, min_images_per_s)
+    for entry in _slow_last(_round_robin(waiting), slow):
         name = entry.candidate.model
         spent_s = time.monotonic() - began
         done = fitting >= keep or _is_late(spent_s, time_s, fitting, results)
         reason = "not tried: the time is for the others" if done else ""
+        if fitting and name in slow:
+            reason = _slow_reason(slow[name])
         if entry.macs > ceiling.get(name, math.inf):
             reason = "a smaller one of the same network already misses the latency or takes too long to train"
         if reason:
@@ -110,6 +114,10 @@ def screen(
         ceiling[name] = min(ceiling.get(name, math.inf), _ceiling(measured, budget, min_images_per_s))
         log.info("%s: %s", measured.candidate.label, measured.dropped or _figures(measured))
     results = _without_slow(results, min_images_per_s)
+    if all(entry.dropped for entry in results) and waiting:
+        cheapest = min(waiting, key=lambda entry: entry.macs)
+        results = [entry for entry in results if entry.candidate != cheapest.candidate]
+        results.append(_measure(cheapest, num_classes, in_chans, budget, work_dir))
     if all(entry.dropped for entry in results):
         raise BudgetError(_nothing_fits(results, budget))
     return results
@@ -149,6 +157,31 @@ def _affordable(entries: list[Screened], min_images_per_s: float) -> list[Screen
     ]
 
 
+def _slow_networks(
+    entries: list[Screened], num_classes: int, in_chans: int, min_images_per_s: float
+) -> dict[str, float]:
+    """Return the networks that train too slowly even in their cheapest form, with their images per second.
+
+    That takes a fraction of the time that exporting and timing one of their candidates would.
+    """
+    if not min_images_per_s:
+        return {}
+    cheapest: dict[str, Screened] = {}
+    for entry in sorted(entries, key=lambda entry: entry.macs):
+        cheapest.setdefault(entry.candidate.model, entry)
+    timed = {
+        name: _timed_training(entry, num_classes, in_chans, min_images_per_s)
+        for name, entry in cheapest.items()
+    }
+    return {
+        name: entry.images_per_s for name, entry in timed.items() if _is_too_slow(entry, min_images_per_s)
+    }
+
+
+def _slow_reason(images_per_s: float) -> str:
+    return f"training time: {images_per_s:,.0f} images/s see the data too seldom in --time"
+
+
 def _timed_training(entry: Screened, num_classes: int, in_chans: int, enough: float) -> Screened:
     candidate = entry.candidate
     torch.manual_seed(0)
@@ -185,10 +218,7 @@ def _without_slow(entries: list[Screened], min_images_per_s: float) -> list[Scre
     fastest = max((entry.images_per_s for entry in fitting), default=0.0)
     limit = min(min_images_per_s, fastest)
     return [
-        dataclasses.replace(
-            entry,
-            dropped=f"training time: {entry.images_per_s:,.0f} images/s see the data too seldom in --time",
-        )
+        dataclasses.replace(entry, dropped=_slow_reason(entry.images_per_s))
         if not entry.dropped and _is_too_slow(entry, limit)
         else entry
         for entry in entries
@@ -206,6 +236,12 @@ def _round_robin(entries: list[Screened]) -> list[Screened]:
     # Groups were opened in the order of their largest member, so each turn is in that order too.
     turns = [[group[turn] for group in groups.values() if turn < len(group)] for turn in range(len(entries))]
     return [entry for turn in turns for entry in turn]
+
+
+def _slow_last(entries: list[Screened], slow: Mapping[str, float]) -> list[Screened]:
+    """Move the networks that train slowly to the end, for the case that no other fits: the cheapest first."""
+    late = [entry for entry in entries if entry.candidate.model in slow]
+    return [entry for entry in entries if entry not in late] + sorted(late, key=lambda entry: entry.macs)
 
 
 def _measure(entry: Screened, num_classes: int, in_chans: int, budget: Budget, work_dir: Path) -> Screened:
@@ -255,8 +291,11 @@ def _export_and_time(candidate: Candidate, num_classes: int, in_chans: int, work
 
 
 def _nothing_fits(results: list[Screened], budget: Budget) -> str:
-    runnable = [entry for entry in results if entry.macs]
-    nearest = min(runnable, key=lambda entry: budget.excess(entry.latency_ms, entry.size_bytes, entry.macs))
+    # Whatever was dropped unmeasured for another reason has nothing to say about the budget.
+    missed = [entry for entry in results if budget.violations(entry.latency_ms, entry.size_bytes, entry.macs)]
+    if not missed:
+        return f"No candidate can be used: {results[0].dropped}. Name other networks with --models."
+    nearest = min(missed, key=lambda entry: budget.excess(entry.latency_ms, entry.size_bytes, entry.macs))
     return (
         f"No candidate fits the budget. The nearest, {nearest.candidate.label}, misses it by "
         f"{nearest.dropped}. Loosen that limit, or name other networks with --models."
