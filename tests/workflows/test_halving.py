@@ -56,8 +56,8 @@ def test_the_last_round_prefers_the_more_capable_of_two_that_are_close():
         return scores[candidate.width], 1.0
 
     assert successive_halving(CANDIDATES, 8.0, train)[0].width == 1.0
-    assert successive_halving(CANDIDATES, 8.0, train, tie=0.03)[0].width == 0.75
-    assert successive_halving(CANDIDATES, 8.0, train, tie=0.01)[0].width == 1.0
+    assert successive_halving(CANDIDATES, 8.0, train, tie=0.26)[0].width == 0.75
+    assert successive_halving(CANDIDATES, 8.0, train, tie=0.24)[0].width == 1.0
 
 
 @pytest.mark.parametrize(("count", "rounds"), [(1, 0), (2, 1), (5, 3), (16, 4)])

@@ -60,8 +60,8 @@ def successive_halving(
             (validation accuracy, epochs).
         done: trials of an interrupted search; they are not run again.
         on_trial: called after each new trial, to store it.
-        tie: difference in accuracy, 0 to 1, up to which the last round goes to the earlier candidate: short
-            trials flatter those that learn quickly over those that end higher.
+        tie: part of the best error by which an earlier candidate's may be larger for the last round to go to
+            it even so: short trials flatter those that learn quickly over those that end higher.
 
     Returns:
         The winner, and every trial in order.
@@ -83,7 +83,7 @@ def successive_halving(
             trials.append(trial)
             scores[candidate.label] = trial.val_accuracy
         last = number == rounds - 1
-        least = max(scores.values()) - (tie if last else 0.0)
+        least = 1 - (1 - max(scores.values())) * (1 + tie if last else 1)
         # Sorting is stable, so equals stay in the order of the candidates.
         alive.sort(key=lambda candidate: -min(scores[candidate.label], least))
         alive = sorted(alive[: math.ceil(len(alive) / 2)], key=list(candidates).index)
