@@ -42,8 +42,8 @@ def build(request, tmp_path_factory):
 
 
 def call(function, *arguments):
-    """Call a C function with arrays as pointers and numbers as int."""
-    function(*(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else a for a in arguments))
+    """Call a C function with arrays as pointers and numbers as int; return its int, if it has one."""
+    return function(*(ctypes.c_void_p(a.ctypes.data) if isinstance(a, np.ndarray) else a for a in arguments))
 
 
 def noise(*shape):

@@ -121,7 +121,7 @@ def convs(build):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("index", range(len(CONVS)))
 def test_convolution(convs, index, threads):
-    """Dense, grouped, strided, dilated: tails of columns, vectors, blocks; in place where there is a residual."""
+    """Dense, grouped, strided, dilated: all tails; in place where there is a residual."""
     case, lanes = CONVS[index], convs.lanes()
     x = noise(case.images, case.inputs, *case.size)
     weight = noise(case.outputs, case.inputs // case.groups, *case.kernel)

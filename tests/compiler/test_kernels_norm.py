@@ -114,19 +114,20 @@ def test_special_values(maths):
 
 ROWS = """
 #include "softmax.h"
+#define NORM const float *x, const float *g, const float *b
 #define SIZES int n, int c, int whole, int image, int xs, int ys
 void softmax(const float *x, float *y, SIZES, int logarithm, int threads);
 void softmax(const float *x, float *y, SIZES, int logarithm, int threads) {
     const fw_rows s = {n, c, whole, xs, ys, image};
     for (int t = 0; t < threads; t++) (logarithm ? fw_log_softmax : fw_softmax)(&s, x, y, t, threads);
 }
-void layer(const float *x, const float *g, const float *b, float *y, SIZES, int threads);
-void layer(const float *x, const float *g, const float *b, float *y, SIZES, int threads) {
+void layer(NORM, float *y, SIZES, int threads);
+void layer(NORM, float *y, SIZES, int threads) {
     const fw_rows s = {n, c, whole, xs, ys, image};
     for (int t = 0; t < threads; t++) fw_layer_norm(&s, x, g, b, 1e-5f, y, t, threads);
 }
-void group(const float *x, const float *g, const float *b, float *w, float *y, SIZES, int groups, int threads);
-void group(const float *x, const float *g, const float *b, float *w, float *y, SIZES, int groups, int threads) {
+void group(NORM, float *w, float *y, SIZES, int groups, int threads);
+void group(NORM, float *w, float *y, SIZES, int groups, int threads) {
     const fw_rows s = {n, c, whole, xs, ys, image};
     for (int t = 0; t < threads; t++) fw_group_norm(&s, groups, x, g, b, 1e-5f, w, y, t, threads);
 }
@@ -169,18 +170,8 @@ def test_layer_norm(rows, channels):
     floats = -(-channels // lanes) * lanes
     x, gamma, beta = noise(6, channels) + 300, noise(1, channels), noise(2, channels)[:1]
     y = np.full((6, floats), np.nan, np.float32)
-    call(
-        rows.layer,
-        padded(x, floats),
-        padded(gamma, floats),
-        padded(beta, floats),
-        y,
-        6,
-        channels,
-        1,
-        floats,
-        2,
-    )
+    scale, shift = padded(gamma, floats), padded(beta, floats)
+    call(rows.layer, padded(x, floats), scale, shift, y, 6, channels, 1, 6, floats, floats, 2)
     exact = x.astype(float)
     expected = (exact - exact.mean(1, keepdims=True)) / np.sqrt(
         exact.var(1, keepdims=True) + 1e-5

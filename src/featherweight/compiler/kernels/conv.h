@@ -53,14 +53,15 @@ typedef struct fw_conv {
 } fw_conv;
 
 /* `columns` outputs of one row for one group of vectors; `lanes` as above. Where MR does not divide `columns`, the last
- * tile moves back over columns already done and does not store those. */
+ * tile moves back over columns already done and does not store those. Each step of k prefetches the line at `ahead`,
+ * which moves on by `pace` bytes: so the weights of the next group come nearer while this group is in use. */
 typedef void fw_conv_tile(const fw_conv *shape, const float *x, const float *w, const float *bias, const float *aux,
-                          const float *r, float *y, int columns, int lanes);
+                          const float *r, float *y, int columns, int lanes, const char *ahead, ptrdiff_t pace);
 
 #define FW_CONV_TILE(name, MR, NR, EPILOGUE, RESIDUAL)                                                                 \
-    FW_NOINLINE void name(const fw_conv *shape, const float *x, const float *w, const float *bias, const float *aux,  \
-                          const float *r, float *y, int columns, int lanes) {                                         \
-        const int tap_rows = shape->tap_rows, tap_columns = shape->tap_columns, depth = shape->depth;                 \
+    FW_NOINLINE void name(const fw_conv *shape, const float *x, const float *w, const float *bias, const float *aux,   \
+                          const float *r, float *y, int columns, int lanes, const char *ahead, ptrdiff_t pace) {       \
+        const int tap_rows = shape->tap_rows, tap_columns = shape->tap_columns, depth = shape->depth;                  \
         (void)aux, (void)r;                                                                                            \
         for (int done = 0; done < columns;) {                                                                          \
             const int start = done < columns - (MR) ? done : columns - (MR), skip = done - start;                      \
@@ -73,14 +74,14 @@ typedef void fw_conv_tile(const fw_conv *shape, const float *x, const float *w, 
             for (int ty = 0; ty < tap_rows; ty++) {                                                                    \
                 for (int tx = 0; tx < tap_columns; tx++) {                                                             \
                     const char *xk = (const char *)(window + ty * shape->x_tap_row + tx * shape->x_tap_column);        \
-                    ptrdiff_t odd[8];                                                                                  \
-                    fw_odd_strides(odd, shape->x_column);                                                              \
-                    for (int k = 0; k < depth; k++, xk += sizeof(float), wk += (NR) * VL) {                            \
+                    FW_STRIDES(shape->x_column);                                                                       \
+                    for (int k = 0; k < depth; k++, xk += sizeof(float), wk += (NR) * VL, ahead += pace) {             \
                         vf wv[NR];                                                                                     \
-                        FW_UNROLL for (int i = 0; i < (MR) / 2; i++) FW_OPAQUE(odd[i]);                                 \
+                        FW_UNROLL for (int n = 0; n < ((MR) < 4 ? (NR) : 1); n++) FW_PREFETCH(ahead + 64 * n);         \
+                        FW_HIDE_STRIDES;                                                                               \
                         FW_UNROLL for (int n = 0; n < (NR); n++) wv[n] = vf_load(wk + n * VL);                         \
                         FW_UNROLL for (int m = 0; m < (MR); m++) {                                                     \
-                            const vf xv = vf_set(*fw_row(xk, odd, m));                                                 \
+                            const vf xv = vf_set(*FW_ROW(xk, m));                                                      \
                             FW_UNROLL for (int n = 0; n < (NR); n++) acc[m][n] = vf_fma(xv, wv[n], acc[m][n]);         \
                         }                                                                                              \
                     }                                                                                                  \
@@ -112,9 +113,9 @@ FW_INLINE void fw_store_part(float *p, vf v, int lanes) {
 FW_INLINE int fw_ceil_div(int a, int b) { return (a + b - 1) / b; }
 FW_INLINE int fw_smaller(int a, int b) { return a < b ? a : b; }
 
-static inline void fw_conv_run(const fw_conv *s, int nr, fw_conv_tile *full, fw_conv_tile *last, const float *x,
-                               const float *w, const float *bias, const float *aux, const float *r, float *y, int tid,
-                               int threads) {
+static inline void fw_conv_run(const fw_conv *s, int mr, int nr, fw_conv_tile *full, fw_conv_tile *last,
+                               const float *x, const float *w, const float *bias, const float *aux, const float *r,
+                               float *y, int tid, int threads) {
     const int groups = fw_ceil_div(s->vectors, nr), group_units = fw_ceil_div(groups, s->block_groups);
     const int column_units = fw_ceil_div(s->columns, s->block_columns), row_units = fw_ceil_div(s->rows, s->block_rows);
     const int64_t units = (int64_t)s->images * row_units * column_units * group_units;
@@ -125,16 +126,21 @@ static inline void fw_conv_run(const fw_conv *s, int nr, fw_conv_tile *full, fw_
         const int r0 = (int)(unit / group_units / column_units % row_units) * s->block_rows;
         const int image = (int)(unit / group_units / column_units / row_units);
         const int g1 = fw_smaller(g0 + s->block_groups, groups), r1 = fw_smaller(r0 + s->block_rows, s->rows);
-        const int columns = fw_smaller(s->block_columns, s->columns - c0);
+        const int columns = fw_smaller(s->block_columns, s->columns - c0), tiles = fw_ceil_div(columns, mr);
+        /* Bytes of the next group to fetch with each step of k, and in a row: all of them once in r1 - r0 rows. */
+        const ptrdiff_t pace = fw_ceil_div(nr * VL * (int)sizeof(float), tiles * (r1 - r0));
+        const ptrdiff_t share = pace * tiles * s->tap_rows * s->tap_columns * s->depth;
         for (int g = g0; g < g1; g++) {
             const ptrdiff_t channel = (ptrdiff_t)g * nr * VL;
             const float *from = x + image * s->x_image + c0 * s->x_column + (s->first ? s->first[g] : 0);
             const float *add = r ? r + image * s->r_image + c0 * s->r_column + channel : r;
             float *to = y + image * s->y_image + c0 * s->y_column + channel;
+            const char *next = (const char *)(w + (g + 1) * panel);
             fw_conv_tile *tile = g + 1 < groups || s->vectors % nr == 0 ? full : last;
             for (int row = r0; row < r1; row++)
                 tile(s, from + row * s->x_row, w + g * panel, bias + channel, aux ? aux + channel : aux,
-                     add ? add + row * s->r_row : add, to + row * s->y_row, columns, g + 1 < groups ? VL : s->lanes);
+                     add ? add + row * s->r_row : add, to + row * s->y_row, columns, g + 1 < groups ? VL : s->lanes,
+                     next + (row - r0) * share, pace);
         }
     }
 }
@@ -142,9 +148,9 @@ static inline void fw_conv_run(const fw_conv *s, int nr, fw_conv_tile *full, fw_
 #define FW_DEFINE_CONV(name, MR, NR, NT, EPILOGUE, RESIDUAL)                                                           \
     FW_CONV_TILE(name##_full, MR, NR, EPILOGUE, RESIDUAL)                                                              \
     FW_CONV_TILE(name##_last, MR, NT, EPILOGUE, RESIDUAL)                                                              \
-    FW_NOINLINE void name(const fw_conv *shape, const float *x, const float *w, const float *bias, const float *aux,  \
-                          const float *r, float *y, int tid, int threads) {                                           \
-        fw_conv_run(shape, NR, name##_full, name##_last, x, w, bias, aux, r, y, tid, threads);                         \
+    FW_NOINLINE void name(const fw_conv *shape, const float *x, const float *w, const float *bias, const float *aux,   \
+                          const float *r, float *y, int tid, int threads) {                                            \
+        fw_conv_run(shape, MR, NR, name##_full, name##_last, x, w, bias, aux, r, y, tid, threads);                     \
     }
 
 /* Epilogues that need no argument of their own. */

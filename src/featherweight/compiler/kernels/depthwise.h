@@ -53,8 +53,6 @@ typedef struct fw_depthwise_span {
         const ptrdiff_t row = shape->dilation_rows * shape->x_row * (ptrdiff_t)sizeof(float);                         \
         const ptrdiff_t panel = (ptrdiff_t)shape->tap_rows * (KW) * VL;                                                \
         const int vectors = shape->vectors;                                                                            \
-        ptrdiff_t odd[8];                                                                                              \
-        fw_odd_strides(odd, shape->x_column);                                                                          \
         (void)aux, (void)r;                                                                                            \
         for (int c = 0; c < vectors; c++, x += VL, w += panel) {                                                       \
             const int lanes = c + 1 < vectors ? VL : shape->lanes;                                                     \
@@ -64,10 +62,11 @@ typedef struct fw_depthwise_span {
             FW_UNROLL for (int m = 0; m < (R); m++) acc[m] = vf_load(bias + c * VL);                                   \
             for (int ty = 0; ty < taps; ty++, xk += row, wk += (KW) * VL) {                                            \
                 vf wv[KW];                                                                                             \
-                FW_UNROLL for (int i = 0; i < 8; i++) FW_OPAQUE(odd[i]);                                               \
+                FW_STRIDES(shape->x_column);                                                                           \
+                FW_HIDE_STRIDES;                                                                                       \
                 FW_UNROLL for (int tx = 0; tx < (KW); tx++) wv[tx] = vf_load(wk + tx * VL);                            \
                 FW_UNROLL for (int j = (LO); j < (HI); j++) {                                                          \
-                    const vf xv = vf_load(fw_row(xk, odd, j - (LO)));                                                  \
+                    const vf xv = vf_load(FW_ROW(xk, j - (LO)));                                                     \
                     FW_UNROLL for (int tx = 0; tx < (KW); tx++) {                                                      \
                         const int m = (j - tx * (DX)) / (SX);                                                          \
                         if (m * (SX) == j - tx * (DX) && m >= 0 && m < (R)) acc[m] = vf_fma(xv, wv[tx], acc[m]);       \

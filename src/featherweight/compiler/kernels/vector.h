@@ -82,6 +82,13 @@ typedef int32_t vi __attribute__((vector_size(4 * VL)));
 #define FW_OPAQUE(variable) ((void)0)
 #endif
 
+/* Asks for a line of memory to come to the second-level cache; any address may be given. */
+#ifdef __GNUC__
+#define FW_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+#else
+#define FW_PREFETCH(p) ((void)(p))
+#endif
+
 FW_INLINE vf vf_load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v; }
 FW_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 FW_INLINE vi vi_load(const int32_t *p) { vi v; memcpy(&v, p, sizeof v); return v; }
@@ -279,17 +286,30 @@ FW_INLINE float vf_peak(vf v) {
 #endif
 }
 
-/* The address of row m (a constant) of rows `odd[0]` bytes apart; odd[i] = (2 i + 1) * odd[0]. On x86 each of the first
- * 16 is base + odd[i] * (1, 2, 4 or 8), one addressing mode, so that they need 8 registers and not 16. */
-FW_INLINE const float *fw_row(const char *base, const ptrdiff_t odd[8], int m) {
-    int shift = 0;
-    if (m == 0) return (const float *)(const void *)base;
-    while (!((m >> shift) & 1)) shift++;
-    if (m >> shift > 15) return (const float *)(const void *)(base + odd[0] * m);
-    return (const float *)(const void *)(base + odd[m >> (shift + 1)] * ((ptrdiff_t)1 << shift));
-}
-FW_INLINE void fw_odd_strides(ptrdiff_t odd[8], ptrdiff_t floats) {
-    for (int i = 0; i < 8; i++) odd[i] = (2 * i + 1) * floats * (ptrdiff_t)sizeof(float);
+/* The address of row m (a constant) of rows `s1` bytes apart, where FW_STRIDES(floats) has declared s1 and its odd
+ * multiples. On x86 each of the first 16 is base + s * (1, 2, 4 or 8), one addressing mode: 8 registers, not 16.
+ * FW_HIDE_STRIDES inside the loop keeps the compiler from adding them up before it. */
+#define FW_STRIDES(floats)                                                                                             \
+    ptrdiff_t s1 = (floats) * (ptrdiff_t)sizeof(float), s3 = 3 * s1, s5 = 5 * s1, s7 = 7 * s1, s9 = 9 * s1,            \
+              s11 = 11 * s1, s13 = 13 * s1, s15 = 15 * s1
+#define FW_HIDE_STRIDES                                                                                                \
+    do {                                                                                                               \
+        FW_OPAQUE(s1); FW_OPAQUE(s3); FW_OPAQUE(s5); FW_OPAQUE(s7);                                                    \
+        FW_OPAQUE(s9); FW_OPAQUE(s11); FW_OPAQUE(s13); FW_OPAQUE(s15);                                                 \
+    } while (0)
+#define FW_ROW(base, m) fw_row(base, m, s1, s3, s5, s7, s9, s11, s13, s15)
+FW_INLINE const float *fw_row(const char *base, int m, ptrdiff_t s1, ptrdiff_t s3, ptrdiff_t s5, ptrdiff_t s7,
+                              ptrdiff_t s9, ptrdiff_t s11, ptrdiff_t s13, ptrdiff_t s15) {
+    const int twos = m & 1 ? 1 : m & 2 ? 2 : m & 4 ? 4 : 8, odd = m / twos;
+    const ptrdiff_t step = odd == 1   ? s1
+                           : odd == 3 ? s3
+                           : odd == 5 ? s5
+                           : odd == 7 ? s7
+                           : odd == 9 ? s9
+                           : odd == 11 ? s11
+                           : odd == 13 ? s13
+                                       : s15;
+    return (const float *)(const void *)(m == 0 ? base : m < 16 ? base + step * twos : base + s1 * m);
 }
 
 #endif
