@@ -47,7 +47,10 @@ FIXED_INPUTS = {
     "TopK": (1,),
     "Trilu": (1,),
     "Unsqueeze": (1,),
-    **{f"Reduce{op}": (1,) for op in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()},
+    **{
+        f"Reduce{op}": (1,)
+        for op in ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]
+    },
 }
 """Inputs that a compiled network must know beforehand: the cases' data become constants of the file."""
 

@@ -37,7 +37,7 @@ def test_unsorted_nodes_are_sorted():
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend(nodes[::-1])
-    assert [found.name for found in read_model(model).nodes][0] == "stem"
+    assert next(found.name for found in read_model(model).nodes) == "stem"
 
 
 def test_sort_names_what_lies_on_a_cycle():
@@ -103,7 +103,10 @@ HOSTILE = {
     "open size": (lambda: relu_model([1, "width"]), "--shape x="),
     "old opset": (lambda: relu_model([2], opset=9), "opset 9"),
     "new opset": (lambda: relu_model([2], opset=99), "opset 99"),
-    "unknown tensor": (lambda: make_model([node("Relu", ["q"], ["y"])], {"x": [1]}, {"y": [1]}), "unknown.*'q'"),
+    "unknown tensor": (
+        lambda: make_model([node("Relu", ["q"], ["y"])], {"x": [1]}, {"y": [1]}),
+        "unknown.*'q'",
+    ),
     "twice": (
         lambda: make_model([node("Relu", ["x"], ["y"]), node("Neg", ["x"], ["y"])], {"x": [1]}, {"y": [1]}),
         "defined twice",
@@ -142,9 +145,7 @@ def test_external_data_stays_in_the_folder(location, tmp_path):
 
 def test_external_data_are_read(tmp_path):
     model = tiny_convnet()
-    onnx.save(
-        model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="w.bin", size_threshold=0
-    )
+    onnx.save(model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="w.bin", size_threshold=0)
     again = read_model(tmp_path / "m.onnx")
     plain = read_model(tiny_convnet())
     assert all((again.constants[name] == value).all() for name, value in plain.constants.items())

@@ -15,16 +15,16 @@ def compile_onnx(
     out: Annotated[Path, typer.Option("--out", help="Folder for the C source, the weights and the library.")],
     target: Annotated[
         str,
-        typer.Option(
-            "--target", help="native, x86-64-v3, x86-64-v4, aarch64, wasm32 or generic-c."
-        ),
+        typer.Option("--target", help="native, x86-64-v3, x86-64-v4, aarch64 or generic-c."),
     ] = "native",
     threads: Annotated[int, typer.Option("--threads", help="Threads of the compiled network.")] = 1,
     batch: Annotated[int, typer.Option("--batch", help="Size of a free first dimension.")] = 1,
     shape: Annotated[
         list[str] | None, typer.Option("--shape", help="Whole shape of an input: image=1,3,224,224.")
     ] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="Time the candidate tiles of each layer here.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Time the candidate tiles of each layer here.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare the outputs with onnxruntime's.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -42,7 +42,7 @@ def compile_onnx(
         return
     timed = "time_ms" in report
     print_table(
-        ("layer", "operator", "kernel", ">MACs", ">ms", ">GMAC/s"),
+        ("layer", "operator", "kernel", ">MACs", ">ms", ">GMAC/s", ">of peak"),
         [
             (
                 layer["name"],
@@ -51,6 +51,7 @@ def compile_onnx(
                 human(layer["macs"]),
                 f"{layer['time_ms']:.3f}" if timed else "-",
                 f"{layer['gmacs_per_s']:.1f}" if timed and layer["macs"] else "-",
+                f"{layer['share_of_peak']:.0%}" if "share_of_peak" in layer else "-",
             )
             for layer in report["layers"]
         ],
@@ -62,4 +63,6 @@ def compile_onnx(
         + (f", {report['time_ms']:.2f} ms" if timed else "")
     )
     if "max_relative_error" in report:
-        print_text(f"Largest difference from onnxruntime: {report['max_relative_error']:.2g} of the largest output.")
+        print_text(
+            f"Largest difference from onnxruntime: {report['max_relative_error']:.2g} of the largest output."
+        )

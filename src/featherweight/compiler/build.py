@@ -47,14 +47,6 @@ TARGETS = {
             "gcc-aarch64-linux-gnu",
             runs_here=False,
         ),
-        Target(
-            "wasm32",
-            ("clang",),
-            ("-std=gnu99", "--target=wasm32", "-msimd128", "-nostdlib"),
-            4,
-            "clang lld",
-            runs_here=False,
-        ),
         Target("generic-c", _X86, ("-std=c99", "-pedantic", "-DFW_GENERIC"), 1, "gcc"),
     )
 }
@@ -125,7 +117,9 @@ def processor() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:
         text = sys.platform
-    kept = [line for line in text.splitlines() if line.startswith(("model", "flags", "cpu family", "Features"))]
+    kept = [
+        line for line in text.splitlines() if line.startswith(("model", "flags", "cpu family", "Features"))
+    ]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
 
 
@@ -177,7 +171,9 @@ def _call(command: list[str]) -> None:
     except subprocess.TimeoutExpired as error:
         raise FeatherweightError(f"{command[0]} did not finish within {BUILD_SECONDS} s.") from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[
+            -1:
+        ]
         raise FeatherweightError(f"{command[0]} failed: {'; '.join(lines[:3])}")
 
 

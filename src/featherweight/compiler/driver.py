@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ import numpy as np
 import onnx
 
 from featherweight.compiler import (  # noqa: F401  (the emitters register themselves)
+    emit_block,
     emit_conv,
     emit_elementwise,
     emit_index,
+    emit_int8,
+    emit_int8_pixel,
     emit_matmul,
     emit_norm,
     emit_pixel,
     emit_pixel_conv,
     emit_pool,
+    emit_product,
     emit_reduce,
     emit_resize,
+    emit_rows,
     emit_shape,
     emit_signal,
 )
@@ -30,13 +36,17 @@ from featherweight.compiler.graph import Graph
 from featherweight.compiler.lower import EMITTERS, Lowering, check_supported
 from featherweight.compiler.memory import plan_memory
 from featherweight.compiler.passes import run_passes
+from featherweight.compiler.peak import measure_peak
 from featherweight.compiler.program import Program
 from featherweight.compiler.reader import Shapes, read_model
 from featherweight.compiler.report import layer_report
 from featherweight.compiler.session import Session
 from featherweight.compiler.source import describe, write_header, write_source
+from featherweight.compiler.tiles import Tiles
+from featherweight.compiler.tune import tune as tune_tiles
 from featherweight.errors import UsageError, WriteError
 
+MAX_THREADS = 64
 EXAMPLE = """\
 /* Run the network once on zeros and print the first numbers of each output.
    cc -O2 main.c {prefix}.c -lm{pthread} && ./a.out {prefix}.weights */
@@ -97,6 +107,7 @@ def generate(
     batch: int = 1,
     threads: int = 1,
     prefix: str = "model",
+    tiles: Tiles | None = None,
 ) -> Compiled:
     """Read a network and write its C in memory; no file is touched.
 
@@ -106,8 +117,7 @@ def generate(
     graph = read_model(source, shapes, batch, EMITTERS)
     vector = vector_floats(target)
     check_supported(graph)
-    pixel, borders = run_passes(graph)
-    program = Lowering(graph, pixel, borders, vector).run()
+    program = Lowering(graph, run_passes(graph), vector, threads, tiles).run()
     arena = plan_memory(program)
     description = describe(graph, program, arena, {"target": target.name, "threads": threads})
     return Compiled(
@@ -136,7 +146,7 @@ def compile_onnx(
     Args:
         path: the ONNX file.
         out_dir: the folder; made where it is missing, files in it are replaced.
-        target: native, x86-64-v3, x86-64-v4, aarch64, wasm32 or generic-c.
+        target: native, x86-64-v3, x86-64-v4, aarch64 or generic-c.
         threads: threads of the generated code.
         tune: time the candidate tiles of each layer on this machine and keep the best.
         shapes: whole shapes of inputs whose sizes the file leaves free.
@@ -151,11 +161,19 @@ def compile_onnx(
         MissingExtraError: no C compiler for the target.
         UsageError: a number of threads or a batch below one.
     """
-    if threads < 1 or batch < 1:
-        raise UsageError(f"threads={threads}, batch={batch}: expected at least 1 of each.")
+    if not 1 <= threads <= MAX_THREADS or batch < 1:
+        raise UsageError(
+            f"threads={threads}, batch={batch}: expected 1 to {MAX_THREADS} threads and a batch."
+        )
     machine = target_named(target)
     start = time.perf_counter()
-    compiled = generate(path, machine, shapes=shapes, batch=batch, threads=threads)
+
+    def make(tiles: Tiles | None = None) -> Compiled:
+        return generate(path, machine, shapes=shapes, batch=batch, threads=threads, tiles=tiles)
+
+    compiled = make()
+    if tune and machine.runs_here:
+        compiled = make(Tiles(tune_tiles(make, partial(write_files, threads=threads), machine, threads)))
     generated = time.perf_counter()
     out = Path(out_dir)
     write_files(compiled, out, threads)
@@ -163,7 +181,8 @@ def compile_onnx(
     built = time.perf_counter()
     session = Session(out) if machine.runs_here else None
     times = session.time_steps(random_inputs(session)) if session and measure else None
-    report = layer_report(compiled.program, compiled.description, times)
+    peak = measure_peak(machine) if times else None
+    report = layer_report(compiled.program, compiled.description, times, peak)
     report["seconds"] = {"generate": generated - start, "build": built - generated, "cached": cached}
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return session
@@ -197,7 +216,9 @@ def write_files(compiled: Compiled, out: Path, threads: int = 1, prefix: str = "
         (out / f"{prefix}.weights").write_bytes(compiled.weights)
         (out / "main.c").write_text(example, encoding="ascii")
     except OSError as error:
-        raise WriteError(f"Cannot write to {out}: {error.strerror or error}. Choose another folder.") from error
+        raise WriteError(
+            f"Cannot write to {out}: {error.strerror or error}. Choose another folder."
+        ) from error
 
 
 def random_inputs(session: Session, seed: int = 0) -> dict[str, np.ndarray]:

@@ -125,7 +125,9 @@ def emit_conv_transpose(lowering: Lowering, node: Node) -> None:
         writer.line(f"for (long q = 0; q < {area}; q++) out[q] = {f'{bias.var}[o]' if bias else '0'};")
         with writer.loop("c", depth), writer.loop("r", rows):
             writer.line(f"const long channel = g * {depth} + c;")
-            writer.line(f"const {x.ctype.name} *in = {x.var} + ((n * {channels} + channel) * {rows} + r) * {width};")
+            writer.line(
+                f"const {x.ctype.name} *in = {x.var} + ((n * {channels} + channel) * {rows} + r) * {width};"
+            )
             unravel(writer, "r", window.inputs[:-1], "i")
             _scatter(writer, window, w, per_group)
 

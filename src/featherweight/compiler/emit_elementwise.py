@@ -3,62 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from featherweight.compiler.ctype import CType
+from featherweight.compiler.emit_vector import Read, emit_vector_loop, literals
 from featherweight.compiler.expressions import ELEMENTWISE, expression, saturate
 from featherweight.compiler.graph import Node
 from featherweight.compiler.loops import at, index_of, memory_order, nested, plan_nest
 from featherweight.compiler.lower import Lowering, emits
 from featherweight.compiler.program import Operand, StepWriter, broadcast
-
-
-@dataclass(frozen=True)
-class Read:
-    """One input of a loop: its operand and its strides under the loop's shape."""
-
-    operand: Operand
-    strides: tuple[int, ...]
+from featherweight.compiler.vector_expressions import is_vector
 
 
 def share_memory(writer: StepWriter, lowering: Lowering, output: Operand, reads: Sequence[Read]) -> None:
     """Let the output take the place of an input of the same size that dies here."""
     for read in reads:
-        same = read.operand.view.dtype == output.view.dtype and read.strides == output.strides
+        mine, other = output.view, read.operand.view
+        same = (other.dtype, other.offset, read.strides) == (mine.dtype, mine.offset, output.strides)
         if same and lowering.program.storages[read.operand.view.storage].place == "arena":
             writer.step.in_place.append((output.view.storage, read.operand.view.storage))
 
 
-@emits(*ELEMENTWISE, "Group")
+@emits("Group", *ELEMENTWISE)
 def emit_group(lowering: Lowering, node: Node) -> None:
     """Emit one element-wise node, or a group of them of the same output shape."""
-    body: list[Node] = node.attrs.get("body", [node])
+    body: list[Node] = node.attrs["body"]
     writer = lowering.start(node)
     writer.step.op = "+".join(inner.op for inner in body)
     shape = lowering.graph.shape(node.outputs[0])
     reads = {}
-    for name in dict.fromkeys(name for name in node.inputs if name):
+    for name in node.inputs:
         operand = writer.pointer(lowering.view(name), restrict=False)
         reads[name] = Read(operand, broadcast(operand, shape))
-    outputs = {name: lowering.write(writer, name, restrict=False) for name in node.outputs if name}
-    for output in outputs.values():
-        share_memory(writer, lowering, output, list(reads.values()))
-    first = next(iter(outputs.values()))
-    strides = [*(output.strides for output in outputs.values()), *(read.strides for read in reads.values())]
+    output = lowering.write(writer, node.outputs[0], restrict=False)
+    share_memory(writer, lowering, output, list(reads.values()))
     if 0 in shape:
         return
-    nest = plan_nest(shape, strides, memory_order(first.strides, shape))
+    if is_vector(lowering.graph, body) and _has_rows(output, list(reads.values()), shape):
+        writer.step.kernel = "vector loop"
+        emit_vector_loop(lowering, writer, node, reads, output, shape)
+        return
+    nest = plan_nest(
+        shape,
+        [output.strides, *(read.strides for read in reads.values())],
+        memory_order(output.strides, shape),
+    )
     names = [f"i{depth}" for depth in range(len(nest.sizes))]
     with nested(writer, nest.sizes, names):
-        values = {}
-        for (name, read), own in zip(reads.items(), nest.strides[len(outputs) :], strict=True):
-            values[name] = f"v{len(values)}"
-            element = at(read.operand, index_of(own, names))
-            writer.line(f"const {read.operand.ctype.name} {values[name]} = {element};")
+        values = literals(lowering, node.inputs, vector=False)
+        for (name, read), own in zip(reads.items(), nest.strides[1:], strict=True):
+            if name not in values:
+                values[name] = f"v{len(values)}"
+                element = at(read.operand, index_of(own, names))
+                writer.line(f"const {read.operand.ctype.name} {values[name]} = {element};")
         for inner in body:
             _emit_inner(lowering, writer, inner, values)
-        for (name, output), own in zip(outputs.items(), nest.strides, strict=False):
-            writer.line(f"{at(output, index_of(own, names))} = {values[name]};")
+        writer.line(f"{at(output, index_of(nest.strides[0], names))} = {values[node.outputs[0]]};")
+
+
+def _has_rows(output: Operand, reads: Sequence[Read], shape: Sequence[int]) -> bool:
+    """Say whether the innermost loop walks through memory one element at a time, or stays."""
+    nest = plan_nest(shape, [output.strides, *(read.strides for read in reads)])
+    own = [strides[-1] for strides in nest.strides]
+    return output.view.is_plain and own[0] == 1 and set(own) <= {0, 1} and nest.sizes[-1] >= 4
 
 
 def _emit_inner(lowering: Lowering, writer: StepWriter, inner: Node, values: dict[str, str]) -> None:
@@ -121,22 +127,24 @@ def _axis_view(lowering: Lowering, node: Node, name: str) -> tuple[tuple[int, ..
 def emit_quantize(lowering: Lowering, node: Node) -> None:
     """Between numbers and 8, 16 or 32-bit integers with a scale and a zero point a tensor, channel or block."""
     shape, along = _axis_view(lowering, node, node.inputs[1])
-    lowering.plain(node.inputs[0])
+    blocked = shape != lowering.graph.shape(node.inputs[0])
+    if blocked:
+        lowering.plain(node.inputs[0])
     writer = lowering.start(node)
     x, scale = lowering.read(writer, node.inputs[0]), lowering.read(writer, node.inputs[1])
     zero = lowering.read(writer, node.inputs[2]) if node.input(2) else None
     y = lowering.write(writer, node.outputs[0])
-    flat = x.reshaped(shape)
-    nest = plan_nest(shape, [flat.strides, along or (0,) * len(shape)])
+    strides = [operand.reshaped(shape).strides if blocked else operand.strides for operand in (y, x)]
+    nest = plan_nest(shape, [*strides, along or (0,) * len(shape)], memory_order(strides[0], shape))
     names = [f"i{depth}" for depth in range(len(nest.sizes))]
     with nested(writer, nest.sizes, names):
-        position, channel = (index_of(own, names) for own in nest.strides)
-        value, factor = at(x, position), at(scale, channel)
+        into, out_of, channel = (index_of(own, names) for own in nest.strides)
+        value, factor = at(x, out_of), at(scale, channel)
         shift = at(zero, channel) if zero else "0"
         if node.op == "QuantizeLinear":
-            kind, text = scale.ctype, f"rint({value} / {factor}) + {shift}"
-            text = text.replace("rint", kind.function("rint"))
-            writer.line(f"{at(y, position)} = {saturate(text, kind, y.ctype)};")
+            kind = scale.ctype
+            text = f"{kind.function('rint')}({value} / {factor}) + {shift}"
+            writer.line(f"{at(y, into)} = {saturate(text, kind, y.ctype)};")
         else:
             kind = y.ctype.name
-            writer.line(f"{at(y, position)} = ({kind})(({kind})((int64_t){value} - {shift}) * {factor});")
+            writer.line(f"{at(y, into)} = ({kind})(({kind})((int64_t){value} - {shift}) * {factor});")

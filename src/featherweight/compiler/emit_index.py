@@ -157,6 +157,7 @@ def emit_scatter_nd(lowering: Lowering, node: Node) -> None:
 @emits("OneHot")
 def emit_one_hot(lowering: Lowering, node: Node) -> None:
     """Off everywhere but at the indices."""
+    lowering.plain(node.inputs[0])
     writer = lowering.start(node)
     chosen, values = lowering.read(writer, node.inputs[0]), lowering.read(writer, node.inputs[2])
     y = lowering.write(writer, node.outputs[0])
@@ -223,5 +224,8 @@ def emit_reverse_sequence(lowering: Lowering, node: Node) -> None:
     names = _coordinates(writer, y)
     with nested(writer, y.shape, names):
         writer.line(f"const long n = (long){lengths.var}[i{batch}];")
-        own = [f"(i{time} < n ? n - 1 - i{time} : i{time})" if axis == time else name for axis, name in enumerate(names)]
+        own = [
+            f"(i{time} < n ? n - 1 - i{time} : i{time})" if axis == time else name
+            for axis, name in enumerate(names)
+        ]
         writer.line(f"{y.var}[{index_of(y.strides, names)}] = {x.var}[{index_of(x.strides, own)}];")

@@ -14,7 +14,9 @@ from featherweight.compiler.lower import Lowering, emits
 from featherweight.compiler.program import broadcast, row_major
 
 
-def _matrix_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def matrix_shapes(
+    a: tuple[int, ...], b: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Return both shapes with at least two axes and the broadcast batch."""
     left = (1, *a) if len(a) == 1 else a
     right = (*b, 1) if len(b) == 1 else b
@@ -26,7 +28,7 @@ def emit_matmul(lowering: Lowering, node: Node) -> None:
     """Rows of the output as sums of scaled rows of the right matrix."""
     for name in node.inputs:
         lowering.plain(name)
-    left, right, batch = _matrix_shapes(*(lowering.graph.shape(name) for name in node.inputs))
+    left, right, batch = matrix_shapes(*(lowering.graph.shape(name) for name in node.inputs))
     rows, depth, columns = left[-2], left[-1], right[-1]
     writer = lowering.start(node, "plain product", math.prod(batch) * rows * depth * columns)
     a, b = (lowering.read(writer, name) for name in node.inputs)
@@ -64,14 +66,13 @@ def emit_gemm(lowering: Lowering, node: Node) -> None:
     y = lowering.write(writer, node.outputs[0])
     kind = y.ctype
     alpha, beta = (kind.literal(node.attrs.get(name, 1.0)) for name in ("alpha", "beta"))
-    with writer.parallel("i", rows):
-        with writer.loop("j", columns):
-            start = f"{c.var}[{index_of(broadcast(c, (rows, columns)), ('i', 'j'))}] * {beta}" if c else "0"
-            writer.line(f"{kind.name} sum = 0;")
-            left = f"{a.var}[{f'k * {rows} + i' if flip_a else f'i * {depth} + k'}]"
-            right = f"{b.var}[{f'j * {depth} + k' if flip_b else f'k * {columns} + j'}]"
-            writer.line(f"for (long k = 0; k < {depth}; k++) sum += {left} * {right};")
-            writer.line(f"{y.var}[i * {columns} + j] = ({kind.name})({alpha} * sum + {start});")
+    with writer.parallel("i", rows), writer.loop("j", columns):
+        start = f"{c.var}[{index_of(broadcast(c, (rows, columns)), ('i', 'j'))}] * {beta}" if c else "0"
+        writer.line(f"{kind.name} sum = 0;")
+        left = f"{a.var}[{f'k * {rows} + i' if flip_a else f'i * {depth} + k'}]"
+        right = f"{b.var}[{f'j * {depth} + k' if flip_b else f'k * {columns} + j'}]"
+        writer.line(f"for (long k = 0; k < {depth}; k++) sum += {left} * {right};")
+        writer.line(f"{y.var}[i * {columns} + j] = ({kind.name})({alpha} * sum + {start});")
 
 
 @emits("MatMulInteger", "QLinearMatMul")
@@ -82,7 +83,7 @@ def emit_integer_matmul(lowering: Lowering, node: Node) -> None:
     names = [node.inputs[a_at], node.inputs[b_at]]
     for name in names:
         lowering.plain(name)
-    left, right, batch = _matrix_shapes(*(lowering.graph.shape(name) for name in names))
+    left, right, batch = matrix_shapes(*(lowering.graph.shape(name) for name in names))
     rows, depth, columns = left[-2], left[-1], right[-1]
     writer = lowering.start(node, "plain integer product", math.prod(batch) * rows * depth * columns)
     a, b = (lowering.read(writer, name) for name in names)
@@ -109,7 +110,9 @@ def emit_integer_matmul(lowering: Lowering, node: Node) -> None:
         if linear:
             text = f"rintf((float)sum * ((float){scales[0]} * {scales[1]} / {scales[2]})) + {scales[3]}"
             value = saturate(text, CType(np.dtype(np.float32)), y.ctype)
-        writer.line(f"{y.var}[{index_of(row_major(y.shape) if len(y.shape) == len(axes) + 2 else (columns, 1), (*axes, 'i', 'j'))}] = {value};")
+        writer.line(
+            f"{y.var}[{index_of(row_major(y.shape) if len(y.shape) == len(axes) + 2 else (columns, 1), (*axes, 'i', 'j'))}] = {value};"
+        )
 
 
 @emits("Einsum")
@@ -129,14 +132,18 @@ def emit_einsum(lowering: Lowering, node: Node) -> None:
     variables = {label: f"i{index}" for index, label in enumerate(sizes)}
     factors = []
     for operand, term in zip(reads, terms, strict=True):
-        own = [0 if size == 1 else stride for size, stride in zip(operand.shape, operand.strides, strict=True)]
+        own = [
+            0 if size == 1 else stride for size, stride in zip(operand.shape, operand.strides, strict=True)
+        ]
         factors.append(f"{operand.var}[{index_of(own, [variables[label] for label in term])}]")
     outer = [variables[label] for label in result]
     with nested(writer, [sizes[label] for label in result], outer, parallel=bool(result)):
         if not result:
             writer.line("if (tid) return;")
         writer.line(f"{y.ctype.name} sum = 0;")
-        with nested(writer, [sizes[label] for label in summed], [variables[label] for label in summed], False):
+        with nested(
+            writer, [sizes[label] for label in summed], [variables[label] for label in summed], False
+        ):
             writer.line(f"sum += {' * '.join(factors)};")
         writer.line(f"{y.var}[{index_of(y.strides, outer)}] = sum;")
 
@@ -149,7 +156,10 @@ def parse_equation(equation: str, shapes: list[tuple[int, ...]]) -> tuple[list[l
     """
     left, arrow, right = equation.replace(" ", "").partition("->")
     parts = left.split(",")
-    hidden = max((len(shape) - len(part) + 3 for part, shape in zip(parts, shapes, strict=True) if "..." in part), default=0)
+    hidden = max(
+        (len(shape) - len(part) + 3 for part, shape in zip(parts, shapes, strict=True) if "..." in part),
+        default=0,
+    )
     dots = [f".{index}" for index in range(hidden)]
 
     def expand(part: str, rank: int | None) -> list[str]:

@@ -45,15 +45,15 @@ def emit_layer_norm(lowering: Lowering, node: Node) -> None:
         weight = f"{scale.var}[{'k' if math.prod(scale.shape) > 1 else '0'}]"
         bias = f" + {shift.var}[{'k' if math.prod(shift.shape) > 1 else '0'}]" if shift else ""
         with writer.loop("k", size):
-            writer.line(f"{outputs[0].var}[i * {size} + k] = ({kind})((in[k] - mean) * factor) * {weight}{bias};")
+            writer.line(
+                f"{outputs[0].var}[i * {size} + k] = ({kind})((in[k] - mean) * factor) * {weight}{bias};"
+            )
         for output, value in zip(outputs[1:], ("mean", "factor"), strict=False):
             if output:
                 writer.line(f"{output.var}[i] = ({output.ctype.name}){value};")
 
 
-def _by_channel(
-    lowering: Lowering, node: Node, groups: int, scale_of: Callable[[Operand, int], str]
-) -> None:
+def _by_channel(lowering: Lowering, node: Node, groups: int, scale_of: Callable[[Operand, int], str]) -> None:
     """Normalise each of `groups` runs of channels of each image, then scale and shift by channel."""
     for name in node.inputs:
         lowering.plain(name)

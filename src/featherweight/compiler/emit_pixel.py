@@ -4,98 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from featherweight.compiler.ctype import CType
-from featherweight.compiler.emit_elementwise import Read, share_memory
+from featherweight.compiler.conv_parts import initialiser
+from featherweight.compiler.convert import NO_BORDER
+from featherweight.compiler.emit_elementwise import share_memory
 from featherweight.compiler.emit_reduce import emit_reduce
+from featherweight.compiler.emit_shape import split_size
+from featherweight.compiler.emit_vector import Read, emit_vector_loop
 from featherweight.compiler.graph import Node
-from featherweight.compiler.loops import Nest, index_of, nested, plan_nest
+from featherweight.compiler.loops import copy
 from featherweight.compiler.lower import Lowering, emits_pixel
-from featherweight.compiler.program import Operand, StepWriter, View
-from featherweight.compiler.vector_expressions import body_lines, is_vector
+from featherweight.compiler.program import Operand, View
+from featherweight.compiler.vector_expressions import is_vector
 from featherweight.compiler.windows import conv_window
 
 PIXEL_AXES = (0, 2, 3, 1)
 """The axes of (N, C, H, W) from the outermost in memory."""
-
-
-def literals(lowering: Lowering, names: Sequence[str], vector: bool) -> dict[str, str]:
-    """Return the constants of one element as C literals."""
-    found = {}
-    for name in names:
-        value = lowering.graph.constant(name)
-        if value is not None and value.size == 1:
-            text = CType(value.dtype).literal(value.reshape(-1)[0])
-            found[name] = f"vf_set({text})" if vector else text
-    return found
-
-
-def emit_vector_loop(
-    lowering: Lowering, writer: StepWriter, node: Node, reads: dict[str, Read], output: Operand, shape: Sequence[int]
-) -> None:
-    """Emit a group as one loop over vectors of the last axis of `shape`.
-
-    Args:
-        lowering: the state of lowering.
-        writer: the step's writer.
-        node: the group.
-        reads: its inputs with their strides under `shape`, whose last stride is 0 or 1.
-        output: where the result goes; its last stride is 1.
-        shape: the loops; the last may end in the middle of a vector.
-    """
-    lowering.program.need_header("vector.h")
-    values = literals(lowering, node.inputs, vector=True)
-    nest = plan_nest(shape, [output.strides, *(read.strides for read in reads.values())])
-    if nest.strides[0][-1] != 1:
-        # The last axis has one element and fell away.
-        last = [1, *([0] * len(reads))]
-        joined = tuple((*own, end) for own, end in zip(nest.strides, last, strict=True))
-        nest = Nest((*nest.sizes, 1), joined)
-    vl, width = lowering.vector, nest.sizes[-1]
-    names = [f"i{depth}" for depth in range(len(nest.sizes) - 1)]
-    with nested(writer, nest.sizes[:-1], names):
-        first, last = "0", str(width // vl * vl)
-        if not names:
-            first, last = (f"{width // vl}L * {part} / threads * {vl}" for part in ("tid", "(tid + 1)"))
-        if width >= vl:
-            with writer.block(f"for (long k = {first}; k < {last}; k += {vl})"):
-                _vector_body(lowering, writer, node, dict(values), reads, nest, output, 0)
-        if width % vl:
-            with writer.block("" if names else "if (tid == threads - 1)"):
-                writer.line(f"const long k = {width // vl * vl};")
-                _vector_body(lowering, writer, node, dict(values), reads, nest, output, width % vl)
-
-
-def _vector_body(
-    lowering: Lowering,
-    writer: StepWriter,
-    node: Node,
-    values: dict[str, str],
-    reads: dict[str, Read],
-    nest: Nest,
-    output: Operand,
-    lanes: int,
-) -> None:
-    """Load, compute and store one vector at `k`; `lanes` is 0 for a whole one."""
-    names = [f"i{depth}" for depth in range(len(nest.sizes) - 1)]
-    for (name, read), own in zip(reads.items(), nest.strides[1:], strict=True):
-        if name in values:
-            continue
-        base = f"{read.operand.var} + {index_of(own[:-1], names)}"
-        var = f"v{len(values)}"
-        if own[-1] == 0:
-            text = f"vf_set(*({base}))"
-        else:
-            text = f"vf_load_n({base} + k, {lanes})" if lanes else f"vf_load({base} + k)"
-        writer.line(f"const vf {var} = {text};")
-        values[name] = var
-    body = node.attrs["body"]
-    lines = body_lines(lowering.graph, body, values)
-    lowering.program.need_math("".join(lines))
-    for line in lines:
-        writer.line(line)
-    target = f"{output.var} + {index_of(nest.strides[0][:-1], names)} + k"
-    result = values[body[-1].outputs[0]]
-    writer.line(f"vf_store_n({target}, {result}, {lanes});" if lanes else f"vf_store({target}, {result});")
 
 
 @emits_pixel("Group")
@@ -114,7 +37,7 @@ def emit_pixel_group(lowering: Lowering, node: Node) -> None:
         operand = writer.pointer(view, restrict=False)
         reads[name] = Read(operand, view.strides)
     output = lowering.write(writer, node.outputs[0], restrict=False)
-    n, c, h, w = shape
+    n, _c, h, w = shape
     channels = output.view.padded_channels(lowering.vector)
     loop = (n, h, w, channels)
     inside = Operand(output.var, output.view)
@@ -188,11 +111,6 @@ def pixel_strides(letter: str, view: View) -> dict[str, int]:
     return {f"{letter}_image": n, f"{letter}_row": h, f"{letter}_column": w}
 
 
-def initialiser(fields: dict[str, int]) -> str:
-    """Return a designated initialiser of C99."""
-    return ", ".join(f".{name} = {value}" for name, value in fields.items())
-
-
 @emits_pixel("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax")
 def emit_pixel_global_pool(lowering: Lowering, node: Node) -> None:
     """The mean or maximum of every channel."""
@@ -218,3 +136,51 @@ def emit_pixel_global_pool(lowering: Lowering, node: Node) -> None:
     maximum = int("Max" in node.op)
     writer.line(f"fw_global_pool(&shape, {maximum}, {x.var}, {y.var}, tid, threads);")
 
+
+@emits_pixel("Split")
+def emit_pixel_split(lowering: Lowering, node: Node) -> None:
+    """Runs of channels cost nothing: their readers step over the others."""
+    if node.attrs.get("axis", 0) % 4 != 1:
+        lowering.emit_plainly(node)
+        return
+    whole = lowering.pixel_of(node.inputs[0])
+    channel = 0
+    for index, name in enumerate(node.outputs):
+        if name:
+            lowering.channels_of(name, whole, channel, NO_BORDER)
+        channel += split_size(lowering, node, 1, index)
+
+
+@emits_pixel("Slice")
+def emit_pixel_slice(lowering: Lowering, node: Node) -> None:
+    """A run of channels costs nothing; other slices are copied."""
+    starts, axes, steps = (lowering.value(node, index, "bounds") for index in (1, 3, 4))
+    if axes is None or len(axes) != 1 or int(axes[0]) % 4 != 1 or (steps is not None and int(steps[0]) != 1):
+        lowering.emit_plainly(node)
+        return
+    whole = lowering.pixel_of(node.inputs[0])
+    first, _, _ = slice(int(starts[0]), None).indices(whole.shape[1])
+    lowering.channels_of(node.outputs[0], whole, first, NO_BORDER)
+
+
+@emits_pixel("Concat")
+def emit_pixel_concat(lowering: Lowering, node: Node) -> None:
+    """Parts that were computed in place cost nothing; the others are copied to their channels."""
+    parts = [
+        name
+        for name in node.inputs
+        if name not in lowering.homes or lowering.homes[name][0] != node.outputs[0]
+    ]
+    if node.attrs["axis"] % 4 != 1:
+        lowering.emit_plainly(node)
+        return
+    if not parts:
+        return
+    writer = lowering.start(node)
+    y = lowering.write(writer, node.outputs[0])
+    channel = 0
+    for name in node.inputs:
+        if name in parts:
+            x = lowering.read(writer, name)
+            copy(writer, x, y, x.shape, target_offset=channel * y.strides[1])
+        channel += lowering.graph.shape(name)[1]

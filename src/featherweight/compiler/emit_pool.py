@@ -117,6 +117,8 @@ def emit_lp_pool(lowering: Lowering, node: Node) -> None:
 @emits("MaxUnpool")
 def emit_max_unpool(lowering: Lowering, node: Node) -> None:
     """Put each value back where the pool found it, zeros elsewhere; one thread."""
+    for name in node.inputs[:2]:
+        lowering.plain(name)
     writer = lowering.start(node)
     x, where = (lowering.read(writer, name) for name in node.inputs[:2])
     y = lowering.write(writer, node.outputs[0])

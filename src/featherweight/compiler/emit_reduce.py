@@ -80,7 +80,12 @@ def _log_sum_exp(
     writer.line(f"{target} = ({kind.name})(log(sum) + shift);")
 
 
-@emits(*(f"Reduce{op}" for op in "Sum Mean Max Min Prod L1 L2 LogSum LogSumExp SumSquare".split()))
+@emits(
+    *(
+        f"Reduce{op}"
+        for op in ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]
+    )
+)
 def emit_reduce(lowering: Lowering, node: Node) -> None:
     """Reduce over fixed axes."""
     shape = lowering.graph.shape(node.inputs[0])
@@ -91,7 +96,9 @@ def emit_reduce(lowering: Lowering, node: Node) -> None:
         axes = [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(len(shape)))
     writer, x, y = step_between(lowering, node)
     if 0 not in y.shape:
-        reduce(writer, x, y, sorted({int(axis) % len(shape) for axis in axes}), node.op.removeprefix("Reduce"))
+        reduce(
+            writer, x, y, sorted({int(axis) % len(shape) for axis in axes}), node.op.removeprefix("Reduce")
+        )
 
 
 @emits("GlobalAveragePool", "GlobalMaxPool")

@@ -83,9 +83,7 @@ def _weighted(
         for axis, table in enumerate(tables)
         if table is not None
     }
-    marks = {
-        axis: writer.constant(mask.astype(np.uint8)) for axis, mask in enumerate(outside) if mask.any()
-    }
+    marks = {axis: writer.constant(mask.astype(np.uint8)) for axis, mask in enumerate(outside) if mask.any()}
     order = memory_order(y.strides, y.shape)
     with nested(writer, [y.shape[axis] for axis in order], [names[axis] for axis in order]):
         target = f"{y.var}[{index_of(y.strides, names)}]"
@@ -93,7 +91,11 @@ def _weighted(
             test = " || ".join(f"{pointer.var}[{names[axis]}]" for axis, pointer in marks.items())
             writer.line(f"if ({test}) {{ {target} = {missing}; continue; }}")
         writer.line("float sum = 0;")
-        parts = [f"{name} * {stride}" for axis, (name, stride) in enumerate(zip(names, x.strides, strict=True)) if axis not in pointers]
+        parts = [
+            f"{name} * {stride}"
+            for axis, (name, stride) in enumerate(zip(names, x.strides, strict=True))
+            if axis not in pointers
+        ]
         counts = [tables[axis][0].shape[1] for axis in pointers]
         loops = [f"k{axis}" for axis in pointers]
         with nested(writer, counts, loops, parallel=False):
@@ -115,7 +117,9 @@ def emit_grid_sample(lowering: Lowering, node: Node) -> None:
     """Sample an image or a volume at positions that are data."""
     for name in node.inputs:
         lowering.plain(name)
-    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(node.attrs.get("mode", "linear"), node.attrs.get("mode", "linear"))
+    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(
+        node.attrs.get("mode", "linear"), node.attrs.get("mode", "linear")
+    )
     padding, corners = node.attrs.get("padding_mode", "zeros"), node.attrs.get("align_corners", 0)
     lowering.program.need_header("gridsample.h")
     writer = lowering.start(node)

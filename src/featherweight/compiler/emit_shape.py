@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -20,7 +19,7 @@ def emit_reshape(lowering: Lowering, node: Node) -> None:
         lowering.refuse(node, "it is in training mode or returns its mask; export in evaluation mode")
     view = lowering.plain(node.inputs[0])
     shape = lowering.graph.shape(node.outputs[0])
-    lowering.alias(node.outputs[0], replace(view, shape=shape, strides=row_major(shape)))
+    lowering.alias(node.outputs[0], view.flat(shape))
 
 
 def _is_training(lowering: Lowering, node: Node) -> bool:
@@ -72,11 +71,12 @@ def emit_split(lowering: Lowering, node: Node) -> None:
             copy(writer, x, y, y.shape, source_offset=offset)
             size = y.shape[axis]
         else:
-            size = _split_size(lowering, node, axis, index)
+            size = split_size(lowering, node, axis, index)
         offset += size * x.strides[axis]
 
 
-def _split_size(lowering: Lowering, node: Node, axis: int, index: int) -> int:
+def split_size(lowering: Lowering, node: Node, axis: int, index: int) -> int:
+    """Return how many elements along the axis a part of a `Split` has."""
     sizes = lowering.value(node, 1, "sizes")
     if sizes is not None:
         return int(sizes[index])
@@ -161,17 +161,42 @@ def emit_space_to_depth(lowering: Lowering, node: Node) -> None:
     copy(writer, x, y, [shape[axis] for axis in order], [sources[axis] for axis in order], targets)
 
 
-def take(writer: StepWriter, x: Operand, y: Operand, tables: Sequence[np.ndarray], missing: str = "0") -> None:
+def take(
+    writer: StepWriter, x: Operand, y: Operand, tables: Sequence[np.ndarray], missing: str = "0"
+) -> None:
     """Copy `y[i, j, …] = x[tables[0][i], tables[1][j], …]`; an index of -1 takes the expression `missing`."""
     names = [f"i{axis}" for axis in range(len(y.shape))]
     order = memory_order(y.strides, y.shape)
-    pointers = [writer.constant(np.asarray(table, np.int32)) for table in tables]
+    same = [
+        len(table) == size and (table == np.arange(size)).all()
+        for table, size in zip(tables, x.shape, strict=True)
+    ]
+    parts, tests = [], []
+    for axis, (table, stride) in enumerate(zip(tables, x.strides, strict=True)):
+        if same[axis]:
+            parts.append(f"{names[axis]} * {stride}L")
+            continue
+        pointer = writer.constant(np.asarray(table, np.int32))
+        parts.append(f"{pointer.var}[{names[axis]}] * {stride}L")
+        if (table < 0).any():
+            tests.append(f"{pointer.var}[{names[axis]}] < 0")
+    last = order[-1] if order else -1
+    if (
+        len(order) > 1
+        and same[last]
+        and x.strides[last] == y.strides[last] == 1
+        and y.shape[last] > 1
+        and not tests
+    ):
+        # Whole runs move, the channels of a pixel say.
+        places = [(parts[axis], y.strides[axis], names[axis]) for axis in order[:-1]]
+        with nested(writer, [y.shape[axis] for axis in order[:-1]], [names[axis] for axis in order[:-1]]):
+            source = " + ".join(part for part, _, _ in places) or "0"
+            target = index_of([stride for _, stride, _ in places], [name for _, _, name in places])
+            size = y.shape[last] * x.view.dtype.itemsize
+            writer.line(f"memcpy({y.var} + {target}, {x.var} + {source}, {size});")
+        return
     with nested(writer, [y.shape[axis] for axis in order], [names[axis] for axis in order]):
-        parts, tests = [], []
-        for table, pointer, name, stride in zip(tables, pointers, names, x.strides, strict=True):
-            parts.append(f"{pointer.var}[{name}] * {stride}L")
-            if (table < 0).any():
-                tests.append(f"{pointer.var}[{name}] < 0")
         value = f"{x.var}[{' + '.join(parts) or '0'}]"
         value = f"{' || '.join(tests)} ? {missing} : {value}" if tests else value
         writer.line(f"{y.var}[{index_of(y.strides, names)}] = {value};")

@@ -41,7 +41,9 @@ def emit_dft(lowering: Lowering, node: Node) -> None:
         writer.line(f"{kind.name} real = 0, imaginary = 0;")
         with writer.loop("j", min(shape[axis], length)):
             writer.line(f"const {kind.name} *w = {table.var} + (size_t)k * j % {length} * 2;")
-            writer.line(f"const {kind.name} *v = {x.var} + ((b * {shape[axis]} + j) * {after} + a) * {parts};")
+            writer.line(
+                f"const {kind.name} *v = {x.var} + ((b * {shape[axis]} + j) * {after} + a) * {parts};"
+            )
             if parts == 2:
                 writer.line("real += v[0] * w[0] - v[1] * w[1];")
                 writer.line("imaginary += v[0] * w[1] + v[1] * w[0];")

@@ -65,7 +65,26 @@ _SOFTPLUS = "({x} > 20 ? {x} : log1p{f}(exp{f}({x})))"
 UNARY: dict[str, Unary] = {
     **{
         name: _call(name.lower())
-        for name in "Acosh Asinh Atanh Cosh Sinh Tanh Acos Asin Atan Cos Sin Tan Exp Log Sqrt Erf Ceil Floor".split()
+        for name in [
+            "Acosh",
+            "Asinh",
+            "Atanh",
+            "Cosh",
+            "Sinh",
+            "Tanh",
+            "Acos",
+            "Asin",
+            "Atan",
+            "Cos",
+            "Sin",
+            "Tan",
+            "Exp",
+            "Log",
+            "Sqrt",
+            "Erf",
+            "Ceil",
+            "Floor",
+        ]
     },
     "Round": _call("rint"),
     "Abs": _abs,
@@ -81,12 +100,12 @@ UNARY: dict[str, Unary] = {
     "Elu": _formula("({x} < 0 ? {alpha} * expm1{f}({x}) : {x})", alpha=1.0),
     "Celu": _formula("({x} < 0 ? {alpha} * expm1{f}({x} / {alpha}) : {x})", alpha=1.0),
     "Selu": _formula(
-        "({gamma} * ({x} <= 0 ? {alpha} * expm1{f}({x}) : {x}))", alpha=1.67326319217681884765625, gamma=1.05070102214813232421875
+        "({gamma} * ({x} <= 0 ? {alpha} * expm1{f}({x}) : {x}))",
+        alpha=1.67326319217681884765625,
+        gamma=1.05070102214813232421875,
     ),
     "ThresholdedRelu": _formula("({x} > {alpha} ? {x} : {zero})", alpha=1.0),
-    "HardSigmoid": _formula(
-        "fmin{f}({one}, fmax{f}({zero}, {alpha} * {x} + {beta}))", alpha=0.2, beta=0.5
-    ),
+    "HardSigmoid": _formula("fmin{f}({one}, fmax{f}({zero}, {alpha} * {x} + {beta}))", alpha=0.2, beta=0.5),
     "HardSwish": _formula("({x} * fmin{f}({one}, fmax{f}({zero}, {x} / 6 + {half})))", half=0.5),
     "Softplus": _formula(_SOFTPLUS),
     "Mish": _formula(f"({{x}} * tanh{{f}}({_SOFTPLUS}))"),

@@ -28,7 +28,7 @@ class TensorType:
         return self.size * self.dtype.itemsize
 
 
-@dataclass
+@dataclass(eq=False)
 class Node:
     """One operator. An absent optional input or output is the empty string, as in ONNX."""
 
@@ -173,5 +173,3 @@ def rewrite(graph: Graph, rule: Callable[[Graph, Node], bool]) -> bool:
     if changed:
         graph.remove_dead()
     return changed
-
-

@@ -24,13 +24,54 @@ MAX_FOLDED_WORK = 2**24
 MAX_SHAPE_DATA = 4096
 """Elements of a constant that is shown to shape inference; larger ones are weights."""
 
+MALFORMED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
+"""What a node of the wrong form raises somewhere below: missing inputs, attributes of another type."""
+
 NEVER_FOLDED = frozenset(
-    "Conv ConvTranspose ConvInteger QLinearConv Einsum RandomNormal RandomNormalLike RandomUniform "
-    "RandomUniformLike Bernoulli Multinomial If Loop Scan NonZero Unique Compress".split()
+    [
+        "Conv",
+        "ConvTranspose",
+        "ConvInteger",
+        "QLinearConv",
+        "DequantizeLinear",
+        "Einsum",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+        "If",
+        "Loop",
+        "Scan",
+        "NonZero",
+        "Unique",
+        "Compress",
+    ]
 )
 SAME_AS_INPUT = frozenset(
-    "Celu Clip Gelu GroupNormalization HardSwish LayerNormalization MeanVarianceNormalization Mish PRelu "
-    "RMSNormalization Selu Shrink Softplus Softsign Swish Binarizer ThresholdedRelu Elu LogSoftmax Softmax".split()
+    [
+        "Celu",
+        "Clip",
+        "Gelu",
+        "GroupNormalization",
+        "HardSwish",
+        "LayerNormalization",
+        "MeanVarianceNormalization",
+        "Mish",
+        "PRelu",
+        "RMSNormalization",
+        "Selu",
+        "Shrink",
+        "Softplus",
+        "Softsign",
+        "Swish",
+        "Binarizer",
+        "ThresholdedRelu",
+        "Elu",
+        "LogSoftmax",
+        "Softmax",
+    ]
 )
 """Operators that ONNX defines by a function body; some versions carry no shape inference for them."""
 
@@ -63,31 +104,45 @@ class Inference:
         numbers = itertools.count()
         while waiting:
             node = waiting.popleft()
-            if node.op not in self.known and "::" not in node.op:
-                function = definition(self.graph, node, make_proto(node))
-                if function is not None:
-                    waiting.extendleft(reversed(expand(node, function, self.read, numbers)))
-                    continue
-            if node.op == "CastLike":
-                # Only the type of the second input matters.
-                node.op, node.attrs = "Cast", {"to": _elem_type(self.graph.dtype(node.inputs.pop()))}
-            if node.op in ("Shape", "Size"):
-                folded = self._sizes(node)
-            elif all(name in self.graph.constants for name in node.inputs if name):
-                folded = self._fold(node)
-            else:
-                folded = None
-            if folded is None:
-                self._infer(node)
-                kept.append(node)
-                continue
-            for name, value in zip(node.outputs, folded, strict=False):
-                if name:
-                    self.graph.constants[name] = value
-                    self.graph.types[name] = TensorType(tuple(value.shape), value.dtype)
+            try:
+                definition_of = self._definition(node)
+                if definition_of is not None:
+                    waiting.extendleft(reversed(expand(node, definition_of, self.read, numbers)))
+                else:
+                    kept += self._visit(node)
+            except MALFORMED as error:
+                raise self._error(
+                    node, f"it is malformed: {type(error).__name__}: {first_line(error)}"
+                ) from error
         self.graph.nodes = kept
 
+    def _definition(self, node: Node) -> onnx.FunctionProto | None:
+        if node.op in self.known or "::" in node.op:
+            return None
+        return definition(self.graph, node, make_proto(node))
+
+    def _visit(self, node: Node) -> list[Node]:
+        """Fold a node or give its outputs types; return the node if it stays."""
+        if node.op == "CastLike":
+            # Only the type of the second input matters.
+            node.op, node.attrs = "Cast", {"to": _elem_type(self.graph.dtype(node.inputs.pop()))}
+        if node.op in ("Shape", "Size"):
+            folded = self._sizes(node)
+        elif all(name in self.graph.constants for name in node.inputs if name):
+            folded = self._fold(node)
+        else:
+            folded = None
+        if folded is None:
+            self._infer(node)
+            return [node]
+        for name, value in zip(node.outputs, folded, strict=False):
+            if name:
+                self.graph.constants[name] = value
+                self.graph.types[name] = TensorType(tuple(value.shape), value.dtype)
+        return []
+
     def _sizes(self, node: Node) -> list[np.ndarray]:
+        self._output_types(node)
         shape = self.graph.shape(node.inputs[0])
         if node.op == "Size":
             return [np.array(int(np.prod(shape, dtype=np.int64)), np.int64)]
@@ -130,7 +185,9 @@ class Inference:
 
     def _model(self, node: Node) -> onnx.ModelProto:
         inputs = [
-            onnx.helper.make_tensor_value_info(name, _elem_type(self.graph.dtype(name)), self.graph.shape(name))
+            onnx.helper.make_tensor_value_info(
+                name, _elem_type(self.graph.dtype(name)), self.graph.shape(name)
+            )
             for name in dict.fromkeys(node.inputs)
             if name
         ]

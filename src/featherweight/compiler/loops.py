@@ -66,7 +66,11 @@ def index_of(strides: Sequence[int], names: Sequence[str], offset: int | str = 0
     >>> index_of((12, 0, 1), ("i0", "i1", "i2"))
     'i0 * 12 + i2'
     """
-    parts = [name if stride == 1 else f"{name} * {stride}" for name, stride in zip(names, strides, strict=True) if stride]
+    parts = [
+        name if stride == 1 else f"{name} * {stride}"
+        for name, stride in zip(names, strides, strict=True)
+        if stride
+    ]
     if offset != 0:
         parts.append(str(offset))
     return " + ".join(parts) or "0"
@@ -78,7 +82,9 @@ def at(operand: Operand, index: str) -> str:
 
 
 @contextlib.contextmanager
-def nested(writer: StepWriter, sizes: Sequence[int], names: Sequence[str], parallel: bool = True) -> Iterator[None]:
+def nested(
+    writer: StepWriter, sizes: Sequence[int], names: Sequence[str], parallel: bool = True
+) -> Iterator[None]:
     """Open one loop a size; the outermost is shared by the threads."""
     with contextlib.ExitStack() as stack:
         for depth, (size, name) in enumerate(zip(sizes, names, strict=True)):

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from featherweight.compiler.convert import NO_BORDER, Border, clear_border, convert_to_pixel, convert_to_plain
 from featherweight.compiler.ctype import is_supported
 from featherweight.compiler.graph import Graph, Node
-from featherweight.compiler.convert import NO_BORDER, Border, clear_border, convert_to_pixel, convert_to_plain
-from featherweight.compiler.program import Operand, Program, Step, StepWriter, View, row_major
+from featherweight.compiler.infer import MALFORMED, first_line
+from featherweight.compiler.loops import copy
+from featherweight.compiler.program import ALIGNMENT, Operand, Program, Step, StepWriter, View, row_major
+from featherweight.compiler.tiles import Tile, Tiles
 from featherweight.errors import DataError
 
+if TYPE_CHECKING:
+    from featherweight.compiler.passes import Layout
+
 Emitter = Callable[["Lowering", Node], None]
+FLOAT32 = np.dtype(np.float32)
 EMITTERS: dict[str, Emitter] = {}
 PIXEL_EMITTERS: dict[str, Emitter] = {}
 
@@ -43,21 +51,25 @@ class Lowering:
 
     Args:
         graph: after all passes.
-        pixel: tensors that lie in the pixel layout.
-        borders: zeros that are kept around some of them.
+        layout: which tensors lie channels last, and where.
         vector: floats of a vector register of the target.
+        threads: threads of the compiled network.
+        tiles: chooses the register tiles.
+
+    `byte_images` are images that their convolution quantises itself: the float tensor and its scale.
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        pixel: frozenset[str] = frozenset(),
-        borders: Mapping[str, Border] | None = None,
-        vector: int = 1,
+        self, graph: Graph, layout: Layout, vector: int, threads: int = 1, tiles: Tiles | None = None
     ) -> None:
-        self.graph, self.pixel, self.borders, self.vector = graph, pixel, dict(borders or {}), vector
+        self.graph, self.vector, self.threads = graph, vector, threads
+        self.tiles = tiles or Tiles()
+        self.consumers = graph.consumers()
+        self.byte_images: dict[str, tuple[str, float]] = {}
+        self.pixel, self.homes, self.borders = layout.pixel, layout.homes, layout.borders
         self.program = Program()
         self._pixels: dict[str, list[tuple[View, Border, bool]]] = {}
+        self._together: dict[str, View] = {}
 
     def run(self) -> Program:
         """Lower every node and return the program.
@@ -72,7 +84,11 @@ class Lowering:
             program.views[name] = View(storage, kind.dtype, kind.shape, row_major(kind.shape))
         for node in self.graph.nodes:
             pixel = bool(node.outputs) and node.outputs[0] in self.pixel
-            (PIXEL_EMITTERS if pixel and node.op in PIXEL_EMITTERS else EMITTERS)[node.op](self, node)
+            emitter = (PIXEL_EMITTERS if pixel and node.op in PIXEL_EMITTERS else EMITTERS)[node.op]
+            try:
+                emitter(self, node)
+            except MALFORMED as error:
+                self.refuse(node, f"it is malformed: {type(error).__name__}: {first_line(error)}", error)
         for index, name in enumerate(self.graph.outputs):
             view = self.view(name)
             storage = program.storages[view.storage]
@@ -105,45 +121,102 @@ class Lowering:
 
     def write(self, writer: StepWriter, name: str, restrict: bool = True) -> Operand:
         """Give a computed tensor its memory and declare a pointer to it."""
-        view = self.program.views[name] = self.place(name)
-        operand = writer.pointer(view, writes=True, restrict=restrict)
-        if name in self.pixel:
-            border = self.borders.get(name, NO_BORDER)
-            self._pixels[name] = [(view, border, False)]
-            if any(border):
-                clear_border(self, writer, view, border)
-        return operand
+        whole = self._whole(name)
+        if name in self.pixel and whole not in self.program.views:
+            kind = self.graph.types[whole]
+            view = self.pixel_view(kind.shape, self.borders.get(whole, NO_BORDER), dtype=kind.dtype)
+            self.place_pixels(whole, view, self.borders.get(whole, NO_BORDER))
+            if any(self.borders.get(whole, NO_BORDER)):
+                clear_border(self, writer, view, self.borders[whole])
+        self.program.views[name] = view = self._place(name)
+        return writer.pointer(view, writes=True, restrict=restrict)
 
-    def place(self, name: str) -> View:
+    def _whole(self, name: str) -> str:
+        """Return the concatenation that a tensor is a part of, itself where it is none."""
+        while name in self.homes:
+            name = self.homes[name][0]
+        return name
+
+    def place_pixels(self, name: str, view: View, border: Border = NO_BORDER) -> None:
+        """Let a tensor of the pixel layout lie in `view`, which has a border of zeros."""
+        self.program.views[name] = view
+        self._pixels[name] = [(view, border, False)]
+
+    def _place(self, name: str) -> View:
         """Return new memory for a computed tensor, in the layout that was chosen for it."""
         kind = self.graph.types[name]
+        if name in self.homes:
+            whole, channel = self.homes[name]
+            self.channels_of(name, self._place(whole), channel, self._border(whole))
+            return self.program.views[name]
         if name in self.pixel:
-            return self.pixel_view(kind.shape, self.borders.get(name, NO_BORDER))
+            return self.program.views[name]
         if name in self.graph.outputs:
             place, offset = "output", self.graph.outputs.index(name)
         else:
             place, offset = "arena", -1
-        storage = self.program.allocate(max(kind.size_bytes, 1), place, offset)
+        # The 8-bit kernels read a few bytes behind the last row.
+        size = kind.size_bytes + (ALIGNMENT if kind.dtype.itemsize == 1 else 0)
+        storage = self.program.allocate(max(size, 1), place, offset)
         return View(storage, kind.dtype, kind.shape, row_major(kind.shape))
 
-    def pixel_view(self, shape: tuple[int, ...], border: Border = NO_BORDER, tight: bool = False) -> View:
-        """Return new memory in the pixel layout `[N][H][W][Cs]` for a float32 tensor of logical shape (N, C, H, W).
+    def _border(self, name: str) -> Border:
+        return self._pixels[name][0][1]
+
+    def channels_of(self, name: str, whole: View, channel: int, border: Border) -> None:
+        """Let a tensor of the pixel layout be some channels of a larger one."""
+        part = replace(
+            whole,
+            shape=self.graph.shape(name),
+            offset=whole.offset + channel * whole.strides[1],
+            lanes_free=False,
+        )
+        self.place_pixels(name, part, border)
+
+    def channel_step(self, channels: int, dtype: np.dtype) -> int:
+        """Return the elements from a pixel to the next: whole vectors of float32, or 16 bytes."""
+        unit = 16 if dtype.itemsize == 1 else self.vector
+        return -(-channels // unit) * unit
+
+    def pixel_view(
+        self,
+        shape: tuple[int, ...],
+        border: Border = NO_BORDER,
+        tight: bool = False,
+        dtype: np.dtype = FLOAT32,
+    ) -> View:
+        """Return new memory in the pixel layout `[N][H][W][Cs]` for a tensor of logical shape (N, C, H, W).
 
         Args:
             shape: (N, C, H, W).
             border: pixels kept around each image; they are not cleared here.
             tight: leave no room behind the last channel.
+            dtype: float32 or uint8.
         """
         n, c, h, w = shape
         top, left, bottom, right = border
-        step = c if tight else -(-c // self.vector) * self.vector
+        step = c if tight else self.channel_step(c, dtype)
         row = (left + w + right) * step
         image = (top + h + bottom) * row
         # Kernels read whole vectors, at the very end too.
-        storage = self.program.allocate((n * image + self.vector) * 4)
+        storage = self.program.allocate(n * image * dtype.itemsize + ALIGNMENT)
         offset = top * row + left * step
         strides = (image, 1, row, step)
-        return View(storage, np.dtype(np.float32), shape, strides, offset, pixel=True, lanes_free=not tight)
+        return View(storage, dtype, shape, strides, offset, pixel=True, lanes_free=not tight)
+
+    def own_pixels(self, name: str) -> View:
+        """Return a tensor in the pixel layout with nothing between or behind its pixels; copied where it is not."""
+        view = self.pixel_of(name)
+        _n, c, h, w = view.shape
+        step = self.channel_step(c, view.dtype)
+        if view.strides == (h * w * step, 1, w * step, step):
+            return view
+        if name not in self._together:
+            target = self.pixel_view(view.shape, dtype=view.dtype)
+            writer = self.start(Node("Convert", f"{name} together", [name], [name]), "layout")
+            copy(writer, writer.pointer(view), writer.pointer(target, writes=True), view.shape)
+            self._together[name] = target
+        return self._together[name]
 
     def pixel_of(
         self, name: str, shape: tuple[int, ...] = (), border: Border = NO_BORDER, tight: bool = False
@@ -158,9 +231,11 @@ class Lowering:
         """
         shape = shape or self.graph.shape(name)
         for view, own, packed in self._pixels.get(name, []):
-            if all(a >= b for a, b in zip(own, border, strict=True)) and (packed == tight or name in self.pixel):
+            if all(a >= b for a, b in zip(own, border, strict=True)) and (
+                packed == tight or name in self.pixel
+            ):
                 return view
-        view = self.pixel_view(shape, border, tight and name not in self.pixel)
+        view = self.pixel_view(shape, border, tight and name not in self.pixel, self.graph.dtype(name))
         convert_to_pixel(self, name, view, border)
         self._pixels.setdefault(name, []).append((view, border, tight))
         return view
@@ -191,6 +266,23 @@ class Lowering:
         self.program.views[name] = target
         return target
 
+    def choose_tile(
+        self, writer: StepWriter, fields: Mapping[str, int], depth: int, vectors: int, integer: bool = False
+    ) -> Tile:
+        """Return the register tile of a step that runs a product, and give the step its key.
+
+        Args:
+            writer: the step's writer.
+            fields: of the kernel's struct: rows, columns, taps.
+            depth: input channels.
+            vectors: output vectors, or blocks of 16 outputs of an 8-bit layer.
+            integer: whether it is an 8-bit layer.
+        """
+        sizes = [fields[name] for name in ("rows", "columns", "tap_rows", "tap_columns")]
+        key = f"{'u8' if integer else 'f32'}-{self.vector}-{'x'.join(map(str, [*sizes, depth, vectors]))}"
+        writer.step.tile_key = key
+        return self.tiles.choose(key, fields["columns"], vectors, self.vector, integer)
+
     def emit_plainly(self, node: Node) -> None:
         """Emit a node of the pixel layout with the strided loops that serve every layout."""
         EMITTERS[node.op](self, node)
@@ -209,9 +301,10 @@ class Lowering:
             self.refuse(node, f"its {what} ('{name}') is computed at run time; it must be a constant")
         return value
 
-    def refuse(self, node: Node, problem: str) -> NoReturn:
+    def refuse(self, node: Node, problem: str, cause: Exception | None = None) -> NoReturn:
         """Raise the error for a node that cannot be compiled."""
-        raise DataError(f"Node '{node.name}' ({node.op}, opset {self.graph.opset}) is not supported: {problem}.")
+        where = f"Node '{node.name}' ({node.op}, opset {self.graph.opset})"
+        raise DataError(f"{where} is not supported: {problem}.") from cause
 
 
 def check_supported(graph: Graph) -> None:
@@ -228,7 +321,11 @@ def check_supported(graph: Graph) -> None:
             if name and not is_supported(graph.dtype(name)):
                 problem = problem or f"'{name}' has the data type {graph.dtype(name).name}"
         if problem:
-            raise DataError(f"Node '{node.name}' ({node.op}, opset {graph.opset}) is not supported: {problem}.")
+            raise DataError(
+                f"Node '{node.name}' ({node.op}, opset {graph.opset}) is not supported: {problem}."
+            )
     for name in [*graph.inputs, *graph.outputs]:
         if not is_supported(graph.dtype(name)):
-            raise DataError(f"Tensor '{name}' has the data type {graph.dtype(name).name}, which is not supported.")
+            raise DataError(
+                f"Tensor '{name}' has the data type {graph.dtype(name).name}, which is not supported."
+            )

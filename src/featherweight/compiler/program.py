@@ -16,7 +16,9 @@ import numpy as np
 from featherweight.compiler.ctype import CType
 
 ALIGNMENT = 64
-MATH = tuple("exp expm1 log sigmoid tanh erf gelu gelu_tanh softplus mish softsign".split())
+MATH = tuple(
+    ["exp", "expm1", "log", "sigmoid", "tanh", "erf", "gelu", "gelu_tanh", "softplus", "mish", "softsign"]
+)
 """Functions of kernels/vmath.h that element-wise expressions call."""
 
 
@@ -53,6 +55,10 @@ class View:
             own == wanted or size == 1
             for own, wanted, size in zip(self.strides, dense, self.shape, strict=True)
         )
+
+    def flat(self, shape: tuple[int, ...]) -> View:
+        """Return a view of the same elements, which lie row-major, with another shape."""
+        return View(self.storage, self.dtype, shape, row_major(shape), self.offset)
 
     def padded_channels(self, vector: int) -> int:
         """Return how many channels of a pixel view may be written: to the end of the last vector if it is free."""
@@ -119,6 +125,7 @@ class Step:
     op: str
     kernel: str = "loops"
     macs: int = 0
+    tile_key: str = ""
     lines: list[str] = field(default_factory=list)
     pointers: list[tuple[str, View, bool]] = field(default_factory=list)
     reads: set[int] = field(default_factory=set)

@@ -9,7 +9,10 @@ from featherweight.compiler.program import Program
 
 
 def layer_report(
-    program: Program, description: dict[str, Any], seconds: list[float] | None = None
+    program: Program,
+    description: dict[str, Any],
+    seconds: list[float] | None = None,
+    peak: float | None = None,
 ) -> dict[str, Any]:
     """Return the report as plain data.
 
@@ -17,6 +20,7 @@ def layer_report(
         program: after lowering.
         description: what the library says about itself.
         seconds: time of each step, None where none was taken.
+        peak: float32 multiply-adds a second of one thread; layers of float32 get their share of it.
     """
     layers = []
     for index, step in enumerate(program.steps):
@@ -24,6 +28,8 @@ def layer_report(
         if seconds is not None:
             layer["time_ms"] = seconds[index] * 1e3
             layer["gmacs_per_s"] = step.macs / seconds[index] / 1e9 if seconds[index] else 0.0
+            if peak and step.macs and not step.kernel.startswith("8-bit"):
+                layer["share_of_peak"] = layer["gmacs_per_s"] * 1e9 / (peak * description["threads"])
         layers.append(layer)
     total = sum(step.macs for step in program.steps)
     report: dict[str, Any] = {
@@ -34,4 +40,5 @@ def layer_report(
     }
     if seconds is not None:
         report["time_ms"] = sum(seconds) * 1e3
+        report["peak_gmacs_per_s"] = (peak or 0.0) / 1e9
     return report

@@ -62,7 +62,9 @@ def _linear(distance: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, 1.0 - np.abs(distance))
 
 
-def taps(positions: np.ndarray, size: int, scale: float, attrs: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def taps(
+    positions: np.ndarray, size: int, scale: float, attrs: dict[str, Any]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return indices and weights `(output, taps)` of a linear or cubic resize along one axis.
 
     Indices beyond the ends repeat the last element; with `exclude_outside` their weight goes to the others.
@@ -85,4 +87,3 @@ def taps(positions: np.ndarray, size: int, scale: float, attrs: dict[str, Any]) 
     used = np.flatnonzero((weights != 0).any(axis=0))
     keep = slice(used[0], used[-1] + 1) if len(used) else slice(0, 1)
     return indices[:, keep], weights[:, keep]
-

@@ -7,12 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from featherweight.compiler.ctype import CType
 from featherweight.compiler.graph import Graph
 from featherweight.compiler.program import Program, Step, View
 
 KERNELS = Path(__file__).parent / "kernels"
 CONTEXT_BYTES = 4096
-"""Room before the arena for the context itself, its thread pool included."""
+"""Room before the arena for the context itself, its team of threads included."""
 
 _HEADER = """\
 /* {title}: written by featherweight's compiler. */
@@ -53,6 +54,7 @@ const char *{p}_description(void);
 #endif
 """
 
+_POSIX = "#define _POSIX_C_SOURCE 200809L\n"
 _PRELUDE = """\
 /* {title}: written by featherweight's compiler. Compile with any C99 compiler; see {p}.h. */
 #include "{p}.h"
@@ -68,11 +70,11 @@ struct {p}_context {{
     const unsigned char *weights;
     const unsigned char *const *inputs;
     unsigned char *const *outputs;
-{pool}}};
+{team}}};
 typedef struct {p}_context fw_context;
 """
 
-_RUN = """\
+_TABLE = """\
 typedef void (*fw_step)(const fw_context *, int, int);
 static const fw_step fw_steps[] = {{{names}}};
 
@@ -80,17 +82,27 @@ static const fw_step fw_steps[] = {{{names}}};
     fw_context *c = (fw_context *)memory;
     c->arena = (unsigned char *)memory + {context};
     c->weights = (const unsigned char *)weights;
+    {start}
     return c;
 }}
 
 void {p}_run_steps({p}_context *c, const void *const *inputs, void *const *outputs, int first, int last) {{
-    int i;
     c->inputs = (const unsigned char *const *)inputs;
     c->outputs = (unsigned char *const *)outputs;
-    for (i = first; i < last; i++) fw_steps[i](c, 0, 1);
+    {run}
 }}
 
-void {p}_close({p}_context *c) {{ (void)c; }}
+void {p}_close({p}_context *c) {{ {stop} }}
+"""
+
+_WORK = """\
+static void fw_work(void *context, int step, int tid, int threads);
+"""
+
+_TEAM_WORK = """\
+static void fw_work(void *context, int step, int tid, int threads) {
+    fw_steps[step]((const fw_context *)context, tid, threads);
+}
 """
 
 _COMMON = """\
@@ -145,16 +157,33 @@ def write_header(description: dict[str, Any], prefix: str = "model") -> str:
     )
 
 
-def write_source(program: Program, description: dict[str, Any], prefix: str = "model", threads: int = 1) -> str:
+def write_source(
+    program: Program, description: dict[str, Any], prefix: str = "model", threads: int = 1
+) -> str:
     """Return model.c: everything but the weights."""
-    parts = [_PRELUDE.format(title=_comment(description["name"]), p=prefix)]
+    team = threads > 1
+    parts = [_POSIX] if team else []
+    parts.append(_PRELUDE.format(title=_comment(description["name"]), p=prefix))
     parts += [kernel_text(name) for name in ["base.h", *program.headers]]
-    pool = "    void *pool;\n" if threads > 1 else ""
-    parts.append(_CONTEXT.format(p=prefix, pool=pool))
+    if team:
+        parts += [f"#define FW_THREADS {threads}", kernel_text("team.h"), _WORK]
+    parts.append(_CONTEXT.format(p=prefix, team="    fw_team team;\n" if team else ""))
     parts += program.globals
     parts += [_function(program, step, index) for index, step in enumerate(program.steps)]
     names = ", ".join(f"step_{index}" for index in range(len(program.steps))) or "0"
-    parts.append(_RUN.format(p=prefix, names=names, context=CONTEXT_BYTES))
+    parts.append(
+        _TABLE.format(
+            p=prefix,
+            names=names,
+            context=CONTEXT_BYTES,
+            start="fw_team_start(&c->team, c, fw_work);" if team else "",
+            run="fw_team_run(&c->team, first, last);"
+            if team
+            else "for (; first < last; first++) fw_steps[first](c, 0, 1);",
+            stop="fw_team_stop(&c->team);" if team else "(void)c;",
+        )
+    )
+    parts += [_TEAM_WORK] if team else []
     parts.append(
         _COMMON.format(
             p=prefix, steps=len(program.steps), description=_c_string(json.dumps(description, sort_keys=True))
@@ -176,7 +205,7 @@ def _function(program: Program, step: Step, index: int) -> str:
 
 def _pointer(program: Program, var: str, view: View, restrict: bool) -> str:
     storage = program.storages[view.storage]
-    name = _c_name(view)
+    name = CType(view.dtype).name
     qualifier = "restrict " if restrict else ""
     offset = f" + {view.offset}" if view.offset else ""
     if storage.place == "arena":
@@ -185,12 +214,6 @@ def _pointer(program: Program, var: str, view: View, restrict: bool) -> str:
         return f"{name} *{qualifier}{var} = ({name} *)(void *)c->outputs[{storage.offset}]{offset};"
     base = f"c->weights + {storage.offset}" if storage.place == "weights" else f"c->inputs[{storage.offset}]"
     return f"const {name} *{qualifier}{var} = (const {name} *)(const void *)({base}){offset};"
-
-
-def _c_name(view: View) -> str:
-    from featherweight.compiler.ctype import CType
-
-    return CType(view.dtype).name
 
 
 def kernel_text(name: str) -> str:

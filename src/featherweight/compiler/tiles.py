@@ -1,12 +1,14 @@
-"""Which register tile a convolution runs on: a cost model over the tiles that fit the registers."""
+"""Which register tile a product runs on: a cost model over the tiles that fit the registers, or measured choices."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 MIN_CHAINS = 8
 """Independent multiply-adds that hide the latency of one: two a cycle, four cycles each."""
 
+MOST_ROWS, MOST_VECTORS = 15, 8
 CACHE_BYTES = 2**18
 """Activations of one unit of work: well inside a second-level cache."""
 
@@ -20,6 +22,46 @@ class Tile:
     last: int
 
 
+@dataclass
+class Tiles:
+    """Chooses the tile of each layer.
+
+    Attributes:
+        known: measured choices, (rows, vectors) by the layer's key.
+        rank: which candidate a layer without a measured choice gets, 0 for the cheapest by the model.
+        seen: the tile that each key got.
+    """
+
+    known: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    rank: int = 0
+    seen: dict[str, Tile] = field(default_factory=dict)
+
+    def choose(self, key: str, columns: int, vectors: int, vector: int, integer: bool = False) -> Tile:
+        """Return the tile of a layer.
+
+        Args:
+            key: names the layer's shape.
+            columns: output columns that follow each other.
+            vectors: output vectors, or blocks of 16 outputs of an 8-bit layer.
+            vector: floats of a vector register of the target.
+            integer: whether it is an 8-bit layer.
+        """
+        ranked = rank_tiles(columns, vectors, vector, integer)
+        tile = ranked[min(self.rank, len(ranked) - 1)]
+        if key in self.known:
+            rows, wide = self.known[key]
+            tile = next(
+                (
+                    own
+                    for own in _fitting(columns, vectors, vector, integer)
+                    if (own.rows, own.vectors) == (rows, wide)
+                ),
+                tile,
+            )
+        self.seen[key] = tile
+        return tile
+
+
 def registers(vector: int) -> int:
     """Return the vector registers of a target with this many floats a vector."""
     return 32 if vector == 16 else 16
@@ -30,27 +72,39 @@ def _tile_cost(rows: int, vectors: int) -> float:
     return max(rows * vectors, rows + vectors, MIN_CHAINS)
 
 
-def candidates(columns: int, vectors: int, vector: int) -> list[Tile]:
+def _cost(tile: Tile, columns: int, vectors: int) -> float:
+    passes = -(-columns // tile.rows)
+    whole, rest = divmod(vectors, tile.vectors)
+    return passes * (
+        whole * _tile_cost(tile.rows, tile.vectors) + (_tile_cost(tile.rows, rest) if rest else 0)
+    )
+
+
+def _fitting(columns: int, vectors: int, vector: int, integer: bool) -> list[Tile]:
     """Return the tiles that fit the registers and the layer."""
     room = registers(vector)
     found = []
-    for wide in range(1, min(vectors, 8) + 1):
-        most = min((room - 1 - wide) // wide, 15, columns)
+    for wide in range(1, min(vectors, MOST_VECTORS) + 1):
+        most = min((room - 1 - wide) // wide, MOST_ROWS, columns)
+        if integer and vector < 16:
+            # Two registers hold 16 sums; the portable form keeps few of them.
+            most = min(most, max((6 if vector == 8 else 4) // wide, 1))
         found += [Tile(rows, wide, vectors % wide or wide) for rows in range(1, most + 1)]
     return found
 
 
-def choose_tile(columns: int, vectors: int, vector: int) -> Tile:
-    """Return the cheapest tile for `columns` output columns and `vectors` output vectors."""
+def rank_tiles(columns: int, vectors: int, vector: int, integer: bool = False) -> list[Tile]:
+    """Return for each number of vectors its cheapest tile, the cheapest of all first.
 
-    def cost(tile: Tile) -> tuple[float, int]:
-        passes = -(-columns // tile.rows)
-        whole = vectors // tile.vectors
-        rest = vectors % tile.vectors
-        work = whole * _tile_cost(tile.rows, tile.vectors) + (_tile_cost(tile.rows, rest) if rest else 0)
-        return passes * work, -tile.rows * tile.vectors
-
-    return min(candidates(columns, vectors, vector), key=cost)
+    >>> rank_tiles(784, 2, 16)[0]
+    Tile(rows=14, vectors=2, last=2)
+    """
+    best: dict[int, tuple[float, int, Tile]] = {}
+    for tile in _fitting(columns, vectors, vector, integer):
+        rating = (_cost(tile, columns, vectors), -tile.rows * tile.vectors, tile)
+        if tile.vectors not in best or rating[:2] < best[tile.vectors][:2]:
+            best[tile.vectors] = rating
+    return [tile for _, _, tile in sorted(best.values(), key=lambda rating: rating[:2])]
 
 
 def depthwise_outputs(width: int, stride: int, dilation: int, vector: int) -> int:

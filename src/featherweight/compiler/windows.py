@@ -26,7 +26,9 @@ class Window:
         return math.prod(self.kernel)
 
 
-def conv_window(attrs: dict[str, Any], kernel: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]) -> Window:
+def conv_window(
+    attrs: dict[str, Any], kernel: Sequence[int], inputs: Sequence[int], outputs: Sequence[int]
+) -> Window:
     """Return the window of a convolution or pool from its attributes and shapes."""
     rank = len(inputs)
     strides = tuple(attrs.get("strides") or [1] * rank)

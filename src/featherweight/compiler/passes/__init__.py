@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from featherweight.compiler.convert import Border
 from featherweight.compiler.graph import Graph
+from featherweight.compiler.passes.blocks import fuse_blocks
 from featherweight.compiler.passes.cleanup import clean_up
 from featherweight.compiler.passes.fold_norm import fold_norms
 from featherweight.compiler.passes.group import fuse_epilogues, group_elementwise
-from featherweight.compiler.passes.layout import choose_layout, wanted_borders
+from featherweight.compiler.passes.layout import choose_layout, plan_homes, wanted_borders
+from featherweight.compiler.passes.lift import lift_patterns
+from featherweight.compiler.passes.quantised import lift_quantised
 
 
-def run_passes(graph: Graph) -> tuple[frozenset[str], dict[str, Border]]:
-    """Rewrite the graph in place and choose the layouts.
+@dataclass(frozen=True)
+class Layout:
+    """Where tensors lie.
 
-    Returns:
-        The tensors that lie in the pixel layout, and the borders of zeros to keep around some of them.
+    Attributes:
+        pixel: tensors in the pixel layout.
+        homes: tensors that are a part of a concatenation: the whole and the first channel in it.
+        borders: zeros kept around tensors of the pixel layout.
     """
+
+    pixel: frozenset[str]
+    homes: dict[str, tuple[str, int]]
+    borders: dict[str, Border]
+
+
+def run_passes(graph: Graph) -> Layout:
+    """Rewrite the graph in place and choose the layouts."""
     clean_up(graph)
+    lift_patterns(graph)
+    lift_quantised(graph)
+    lift_patterns(graph)
     fold_norms(graph)
     group_elementwise(graph)
     fuse_epilogues(graph)
+    fuse_blocks(graph)
     pixel = choose_layout(graph)
-    return pixel, wanted_borders(graph, pixel)
+    homes = plan_homes(graph, pixel)
+    return Layout(pixel, homes, wanted_borders(graph, pixel, homes))

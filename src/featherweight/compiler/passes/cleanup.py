@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from featherweight.compiler.graph import Graph, Node, rewrite
 
-_SILENT = frozenset("Identity Dropout Reshape Expand Cast Pad Slice Transpose Flatten Squeeze Unsqueeze".split())
+_SILENT = frozenset(
+    [
+        "Identity",
+        "Dropout",
+        "Reshape",
+        "Expand",
+        "Cast",
+        "Pad",
+        "Slice",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+    ]
+)
 
 
 def clean_up(graph: Graph) -> None:

@@ -58,7 +58,11 @@ def _lift_linear(graph: Graph, node: Node) -> bool:
     bias = np.zeros(weight.shape[1], np.float32)
     if node.input(2):
         added = graph.constant(node.inputs[2])
-        if added is None or added.size not in (1, weight.shape[1]) or (added.ndim == 2 and added.shape[0] != 1):
+        if (
+            added is None
+            or added.size not in (1, weight.shape[1])
+            or (added.ndim == 2 and added.shape[0] != 1)
+        ):
             return False
         bias = bias + added.reshape(-1) * np.float32(attrs.get("beta", 1.0))
     node.op, node.attrs = "Linear", {}

@@ -6,6 +6,7 @@ import numpy as np
 
 from featherweight.compiler.expressions import ELEMENTWISE
 from featherweight.compiler.graph import Graph, Node, sort_nodes
+from featherweight.compiler.passes.layout import is_pixel_conv
 from featherweight.compiler.vector_expressions import is_vector
 
 MAX_OPS, MAX_INPUTS = 24, 8
@@ -43,14 +44,18 @@ def group_elementwise(graph: Graph) -> None:
         taken |= members
         ordered, _ = sort_nodes(sorted(body, key=graph.nodes.index), _outside(body))
         groups[id(root)] = Node("Group", root.name, _outside(body), list(root.outputs), {"body": ordered})
-    graph.nodes = [groups.get(id(node), node) for node in graph.nodes if id(node) in groups or id(node) not in taken]
+    graph.nodes = [
+        groups.get(id(node), node) for node in graph.nodes if id(node) in groups or id(node) not in taken
+    ]
 
 
 def _outside(body: list[Node]) -> list[str]:
     """Return what a body reads from outside, each once, in order."""
     made = {name for node in body for name in node.outputs}
     return [
-        name for name in dict.fromkeys(name for node in body for name in node.inputs) if name and name not in made
+        name
+        for name in dict.fromkeys(name for node in body for name in node.inputs)
+        if name and name not in made
     ]
 
 
@@ -69,7 +74,7 @@ def fuse_epilogues(graph: Graph) -> None:
         source = host.outputs[0]
         others = [name for name in group.inputs if name != source]
         host.attrs = {**host.attrs, "body": group.attrs["body"], "sum": source}
-        host.inputs = [*(host.inputs + [""])[:3], *others]
+        host.inputs = [*([*host.inputs, ""])[:3], *others]
         host.outputs = list(group.outputs)
         place = graph.nodes.index(group)
         graph.nodes[place] = host
@@ -84,21 +89,22 @@ def _host(graph: Graph, group: Node) -> Node | None:
         node = producers.get(name)
         if node is None or node.op not in FUSED or "body" in node.attrs or name in graph.outputs:
             continue
-        if graph.shape(name) != shape or len(consumers[name]) != 1 or not _weights_known(graph, node):
+        if graph.shape(name) != shape or len(consumers[name]) != 1:
+            continue
+        if node.op == "Conv" and not is_pixel_conv(graph, node):
             continue
         others = [other for other in group.inputs if other != name and graph.constant(other) is None]
         if len(others) > 1 or any(not _is_residual(graph, other, shape, node) for other in others):
             continue
-        if not all(_is_channel_constant(graph, other, shape, node) for other in group.inputs if other not in (name, *others)):
+        if not all(
+            _is_channel_constant(graph, other, shape, node)
+            for other in group.inputs
+            if other not in (name, *others)
+        ):
             continue
         if found is None or graph.nodes.index(node) > graph.nodes.index(found):
             found = node
     return found
-
-
-def _weights_known(graph: Graph, node: Node) -> bool:
-    known = all(graph.constant(name) is not None for name in node.inputs[1:3] if name)
-    return known and graph.dtype(node.inputs[0]) == np.float32
 
 
 def _is_residual(graph: Graph, name: str, shape: tuple[int, ...], host: Node) -> bool:
