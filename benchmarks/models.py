@@ -36,7 +36,7 @@ from featherweight.files import atomic_write
 from featherweight.measure.latency import Latency
 from featherweight.measure.machine import machine, machine_id
 from featherweight.registry import create_model
-from side_by_side import in_turns, merge_rows
+from side_by_side import CLOCKS, in_turns, merge_rows
 
 log = logging.getLogger("featherweight")
 
@@ -52,7 +52,7 @@ TORCHVISION = {
 KEY = ("model", "pass", "batch", "threads", "system", "layout")
 COLUMNS = (
     *KEY,
-    *("input", "p50_ms", "low_ms", "high_ms", "runs", "times_as_fast", "weights", "difference"),
+    *("input", "p50_ms", "low_ms", "high_ms", "clock", "runs", "times_as_fast", "weights", "difference"),
     *("date", "machine", "versions"),
 )
 
@@ -206,6 +206,7 @@ def measure(
     threads: Iterable[int],
     runs: int,
     seconds: float,
+    clock: str,
 ) -> list[dict[str, Any]]:
     """Time all contenders in every cell of pass, batch and threads; one row for each.
 
@@ -215,6 +216,7 @@ def measure(
     shared = {
         "model": name,
         "input": "x".join(map(str, size)),
+        "clock": clock,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{here['cpu']}, {here['cores']} cores",
         "versions": " ".join(f"{package}={version(package)}" for package in ("featherweight", "torch")),
@@ -228,7 +230,7 @@ def measure(
         images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
         turned = {layout: images.contiguous(memory_format=form) for layout, form in LAYOUTS.items()}
         jobs = {c.name: lambda c=c: getattr(c, which)(turned[c.layout]) for c in contenders}  # noqa: B023
-        found = in_turns(jobs, runs, count, seconds)
+        found = in_turns(jobs, runs, count, seconds, clock)
         cell = {**shared, "pass": which, "batch": batch, "threads": count}
         rows += _rows(cell, contenders, found)
         log.info("%s %s, batch %d, %d thread(s): %s", name, which, batch, count, verdict(found))
@@ -284,6 +286,7 @@ def main(
     side: Annotated[int | None, typer.Option(help="Of the image in pixels, in place of its own.")] = None,
     runs: Annotated[int, typer.Option(help="Turns at most.")] = 50,
     seconds: Annotated[float, typer.Option(help="Time for one cell, turns cut to five at least.")] = 120.0,
+    clock: Annotated[str, typer.Option(help="wall, or cpu: for one thread on a busy machine.")] = "wall",
     out: Annotated[Path, typer.Option(help="Folder of the CSV.")] = Path("benchmarks/results/models"),
 ) -> None:
     """Time a variant against its peers, print a table and store one CSV row per contender and cell."""
@@ -297,7 +300,10 @@ def main(
             found = f"Neither timm nor torchvision has {model}"
             raise UsageError(f"{found}. Name a peer: --peer PATH:MODULE:FACTORY.")
         counts = threads or sorted({1, machine()["cores"]})
-        rows = measure(model, line_up(model, peers, size), size, batch or (1, 32), counts, runs, seconds)
+        if clock not in CLOCKS or (clock == "cpu" and max(counts) > 1):
+            raise UsageError(f"Clock '{clock}' with {counts} threads. Expected wall, or cpu with one thread.")
+        contenders = line_up(model, peers, size)
+        rows = measure(model, contenders, size, batch or (1, 32), counts, runs, seconds, clock)
         path = out / f"{machine_id()}.csv"
         atomic_write(path, merge_rows(path.read_text() if path.exists() else "", rows, KEY, COLUMNS))
     except FeatherweightError as error:

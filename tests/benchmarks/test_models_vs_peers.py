@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,17 @@ def test_the_program_stores_one_row_per_contender_and_cell(bench, spec, tmp_path
         assert float(row["low_ms"]) <= float(row["p50_ms"]) <= float(row["high_ms"])
     best = max(float(row["times_as_fast"]) for row in rows if row["system"] != "featherweight")
     assert best == 1.0
+
+
+def test_the_clock_of_the_processor_is_for_one_thread(bench, spec, tmp_path, monkeypatch):
+    app = bench.typer.Typer()
+    app.command()(bench.main)
+    command = ["osnet_x0_25", "--peer", spec("same"), "--clock", "cpu", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, [*command, "--threads", "2"])
+    assert result.exit_code == 2 and "one thread" in result.output
+    ticks = itertools.count(0, 10**6)
+    monkeypatch.setitem(bench.CLOCKS, "cpu", lambda: next(ticks))
+    assert bench.in_turns({"a": list}, 3, 1, clock="cpu")["a"].p50_ms == 1.0
 
 
 def test_without_a_peer_the_program_asks_for_one(bench, tmp_path):
