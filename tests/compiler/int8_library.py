@@ -27,8 +27,6 @@ INT, SIZE, FLOAT, POINTER = ctypes.c_int, ctypes.c_ssize_t, ctypes.c_float, ctyp
 SLACK = 128
 
 
-
-
 class Out(ctypes.Structure):
     """`fw_int8_out`."""
 
@@ -56,7 +54,10 @@ class Depthwise(ctypes.Structure):
     """`fw_int8_depthwise`."""
 
     _fields_ = (
-        [(n, INT) for n in ("images", "rows", "columns", "in_rows", "in_columns", "stride_rows", "dilation_rows")]
+        [
+            (n, INT)
+            for n in ("images", "rows", "columns", "in_rows", "in_columns", "stride_rows", "dilation_rows")
+        ]
         + [(n, INT) for n in ("pad_top", "pad_left", "blocks", "x_zero")]
         + [(n, SIZE) for n in ("x_image", "x_row", "x_column")]
         + [("out", Out)]
@@ -66,7 +67,8 @@ class Depthwise(ctypes.Structure):
 class Binary(ctypes.Structure):
     """`fw_u8_binary`."""
 
-    _fields_ = tuple((n, INT) for n in ("a_zero", "b_zero", "zero", "lo", "hi")) + (
+    _fields_ = (
+        *((n, INT) for n in ("a_zero", "b_zero", "zero", "lo", "hi")),
         ("a_ratio", FLOAT),
         ("b_ratio", FLOAT),
     )
@@ -86,7 +88,16 @@ class Window(ctypes.Structure):
 
 TILES = {(1, 1), (7, 2), (3, 3), (5, 1), (14, 2), (1, 4)}
 OUTS = ("quantise", "table", "add", "real", "shift", "relu")
-KERNELS_OF_DEPTHWISE = ((3, 3, 1), (3, 3, 2), (5, 5, 1), (5, 5, 2), (7, 7, 1), (1, 5, 1), (3, 1, 1), (2, 4, 4))
+KERNELS_OF_DEPTHWISE = (
+    (3, 3, 1),
+    (3, 3, 2),
+    (5, 5, 1),
+    (5, 5, 2),
+    (7, 7, 1),
+    (1, 5, 1),
+    (3, 1, 1),
+    (2, 4, 4),
+)
 
 
 def source():
@@ -103,21 +114,20 @@ def source():
                     f"void run_{name}(const fw_int8_conv *s, const uint8_t *x, {args}, int t, int n) "
                     f"{{ {name}(s, x, w, b, m, r, y, t, n); }}",
                 ]
-    lines.append("#ifdef FW_INT8_AMX")
     for out in OUTS:
         lines += [
-            f"FW_DEFINE_INT8_AMX(amx_{out}, {out})",
-            f"void run_amx_{out}(const fw_int8_conv *s, const uint8_t *x, {args}, int t, int n) "
-            f"{{ amx_{out}(s, x, w, b, m, r, y, t, n); }}",
+            f"FW_DEFINE_INT8_PRODUCT(product_{out}, 7, 1, 1, {out})",
+            f"void run_product_{out}(const fw_int8_conv *s, const uint8_t *x, {args}, int t, int n) "
+            f"{{ product_{out}(s, x, w, b, m, r, y, t, n); }}",
         ]
-    lines += ["int allow(void) { return fw_amx_allow(); }", "#else", "int allow(void) { return 0; }", "#endif"]
+    lines += ["#ifdef FW_INT8_AMX", "int allow(void) { return fw_amx_allow(); }", "#endif"]
     for kh, kw, stride in KERNELS_OF_DEPTHWISE:
         for out in OUTS if (kh, stride) == (3, 2) else OUTS[:1]:
             name = f"depthwise_{kh}_{kw}_{stride}_{out}"
             lines += [
                 f"FW_DEFINE_INT8_DEPTHWISE({name}, {kh}, {kw}, {stride}, {out})",
-                f"void run_{name}(const fw_int8_depthwise *s, const uint8_t *x, {args}, uint8_t *q, int t, int n) "
-                f"{{ {name}(s, x, w, b, m, r, y, q, t, n); }}",
+                f"void run_{name}(const fw_int8_depthwise *s, const uint8_t *x, {args}, uint8_t *q, int t, "
+                f"int n) {{ {name}(s, x, w, b, m, r, y, q, t, n); }}",
             ]
     return "\n".join(lines) + "\n" + ELEMENTWISE
 
@@ -130,12 +140,14 @@ void run_quantise(const float *x, uint8_t *y, ptrdiff_t n, const float *s, int z
     fw_u8_quantise(x, y, n, *s, z, t, k); }
 void run_dequantise(U8 x, float *y, ptrdiff_t n, const float *s, int z, int t, int k) {
     fw_u8_dequantise(x, y, n, *s, z, t, k); }
-void run_add(const fw_u8_binary *s, U8 a, U8 b, uint8_t *y, ptrdiff_t n, int t, int k) { fw_u8_add(s, a, b, y, n, t, k); }
+void run_add(const fw_u8_binary *s, U8 a, U8 b, uint8_t *y, ptrdiff_t n, int t, int k) {
+    fw_u8_add(s, a, b, y, n, t, k); }
 void run_multiply(const fw_u8_binary *s, U8 a, U8 b, uint8_t *y, ptrdiff_t n, int t, int k) {
     fw_u8_multiply(s, a, b, y, n, t, k); }
 void run_gate(const fw_u8_binary *s, U8 a, U8 b, uint8_t *y, int p, int c, int t, int k) {
     fw_u8_gate(s, a, b, y, p, c, t, k); }
-void run_global_pool(U8 x, uint8_t *y, int p, ptrdiff_t c, int b, int xz, const float *s, int z, int t, int k) {
+void run_global_pool(U8 x, uint8_t *y, int p, ptrdiff_t c, int b, int xz, const float *s, int z, int t,
+                     int k) {
     fw_u8_global_pool(x, y, p, c, b, xz, *s, z, t, k); }
 void run_pool(const fw_u8_window *s, U8 x, uint8_t *y, int t, int k) { fw_u8_pool(s, x, y, t, k); }
 void run_pad(U8 x, uint8_t *y, int r, int c, int p, int a, int b, int d, int e, int v, int t, int k) {
@@ -144,9 +156,10 @@ void run_copy(U8 x, ptrdiff_t a, uint8_t *y, ptrdiff_t b, int p, int c, U8 table
     fw_u8_copy(x, a, y, b, p, c, table, t, k); }
 void run_gather(U8 x, ptrdiff_t a, uint8_t *y, ptrdiff_t b, int p, int c, const int16_t *i, int t, int k) {
     fw_u8_gather(x, a, y, b, p, c, i, t, k); }
-void run_image(const float *x, uint8_t *y, int n, int r, int c, int p, int a, int b, int d, int e, const float *s, int z,
-               int t, int k) { fw_u8_image(x, y, n, r, c, p, a, b, d, e, *s, z, t, k); }
-void run_planar(U8 x, ptrdiff_t a, uint8_t *y, int p, int c, int t, int k) { fw_u8_planar(x, a, y, p, c, t, k); }
+void run_image(const float *x, uint8_t *y, int n, int r, int c, int p, int a, int b, int d, int e,
+               const float *s, int z, int t, int k) { fw_u8_image(x, y, n, r, c, p, a, b, d, e, *s, z, t, k); }
+void run_planar(U8 x, ptrdiff_t a, uint8_t *y, int p, int c, int t, int k) {
+    fw_u8_planar(x, a, y, p, c, t, k); }
 """
 
 

@@ -112,6 +112,7 @@ MATRIX = [
     (24, 40, 7, 33, 1, 1, 1, 1, None, "add"),
     (100, 16, 2, 16, 1, 1, 1, 1, None, "table"),
     (65, 33, 3, 50, 1, 1, 1, 1, None, "real"),
+    (48, 40, 5, 36, 3, 2, 1, 1, None, "relu"),
 ]
 
 
@@ -121,15 +122,21 @@ def test_convolution_is_exact(library, build, case):
     check_convolution(library(build), case, CASES.index(case))
 
 
+@pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("case", MATRIX, ids=lambda case: "-".join(map(str, case)))
-def test_convolution_on_the_matrix_unit_is_exact(library, case):
-    if not library("native").allow():
-        pytest.skip("this machine has no AMX, or does not lend it")
-    check_convolution(library("native"), case, MATRIX.index(case))
+def test_convolution_on_the_matrix_unit_is_exact(library, build, case):
+    check_convolution(library(build), case, MATRIX.index(case))
+
+
+def test_the_matrix_unit_is_used(library):
+    lib = library("native")
+    if not hasattr(lib, "allow"):
+        pytest.skip("this machine has no AMX")
+    assert lib.allow() in (0, 1)
 
 
 def check_convolution(lib, case, seed):
-    """Compare a case with integer arithmetic; no tile stands for the matrix unit."""
+    """Compare a case with integer arithmetic; no tile stands for the form that prefers the matrix unit."""
     channels, outputs, rows, columns, kernel, stride, dilation, groups, tile, out = case
     rng = np.random.default_rng(seed)
     flat, x = pixels(rng, 2, rows, columns, channels)
@@ -150,9 +157,13 @@ def check_convolution(lib, case, seed):
     )  # fmt: skip
     residual = rng.integers(0, 256, sums[..., 0].size * wide + SLACK, dtype=np.uint8)
     want = finish(out, sums, scale, setting, residual[:-SLACK].reshape(*sums.shape[:3], wide)[..., :outputs])
-    arrays = (flat, packed, pack_int8.conv_bias(weight, bias, x_zero), pack_int8.requantise(1, scale, None, outputs))
-    mr, nr = tile or (16, 2)
-    name = f"conv_{mr}_{nr}_{blocks % nr or nr}_{out}" if tile else f"amx_{out}"
+    sums_start, factors = (
+        pack_int8.conv_bias(weight, bias, x_zero),
+        pack_int8.requantise(1, scale, None, outputs),
+    )
+    arrays = (flat, packed, sums_start, factors)
+    mr, nr = tile or (7, 1)
+    name = f"conv_{mr}_{nr}_{blocks % nr or nr}_{out}" if tile else f"product_{out}"
     check_output(lib, name, shape, arrays, want, out, wide, residual)
 
 

@@ -47,7 +47,8 @@ class Planar(ctypes.Structure):
 
 def source(lanes):
     """One kernel for each count of pixels, block height and epilogue."""
-    lines = ['#include "sparse.h"', '#include "planar.h"', "#define SLOPE(v, r, aux) ((v) * vf_set((aux)[0]))"]
+    slope = "#define SLOPE(v, r, aux) ((v) * vf_set((aux)[0]))"
+    lines = ['#include "sparse.h"', '#include "planar.h"', slope]
     for pixels in PIXELS:
         for rows in (1, 2, 4):
             v = min(4 // rows + 1, -(-pixels // lanes))
@@ -60,15 +61,15 @@ def source(lanes):
                 name = f"sparse_{pixels}_{rows}_{tag}"
                 lines += [
                     f"FW_DEFINE_SPARSE({name}, {v}, {last}, {rows}, {epilogue}, {residual})",
-                    f"void run_{name}(const fw_sparse *s, const float *x, const float *a, const float *r, float *y, "
-                    f"int t, int n) {{ {name}(s, x, a, r, y, t, n); }}",
+                    f"void run_{name}(const fw_sparse *s, const float *x, const float *a, const float *r, "
+                    f"float *y, int t, int n) {{ {name}(s, x, a, r, y, t, n); }}",
                 ]
     for kh, kw, stride, rows in PLANAR:
         name = f"planar_{kh}_{kw}_{stride}"
         lines += [
             f"FW_DEFINE_PLANAR_DEPTHWISE({name}, {kh}, {kw}, {stride}, {rows}, FW_EPILOGUE_RELU)",
-            f"void run_{name}(const fw_planar *s, const float *x, const float *w, const float *b, float *y, int t, "
-            f"int n) {{ {name}(s, x, w, b, b, y, t, n); }}",
+            f"void run_{name}(const fw_planar *s, const float *x, const float *w, const float *b, float *y, "
+            f"int t, int n) {{ {name}(s, x, w, b, b, y, t, n); }}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -80,8 +81,8 @@ def library(tmp_path_factory):
 
     def compiled(path, text, flags):
         path.write_text(text)
-        command = ["cc", *flags, "-fPIC", "-shared", f"-I{KERNELS}", "-o", str(path.with_suffix(".so")), str(path)]
-        done = subprocess.run([*command, "-lm"], capture_output=True, text=True, check=False)
+        command = ["cc", *flags, "-fPIC", "-shared", f"-I{KERNELS}", "-o", str(path.with_suffix(".so"))]
+        done = subprocess.run([*command, str(path), "-lm"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:3000]
         return ctypes.CDLL(str(path.with_suffix(".so")))
 
@@ -128,8 +129,9 @@ def test_sparse_equals_dense(library, build, pixels, rows, tag):
         xs, rs, aux = slack(x), slack(r), slope.astype(np.float32)
         for part in pack_sparse.sparse_weights(weight, bias, pixels, rows):
             arrays = (part.values, part.offset, part.start, part.row)
+            whole = outputs * pixels
             shape = Sparse(
-                images, pixels, len(part.row), inputs * pixels, outputs * pixels, pixels, outputs * pixels, pixels,
+                images, pixels, len(part.row), inputs * pixels, whole, pixels, whole, pixels,
                 *(a.ctypes.data for a in arrays),
             )  # fmt: skip
             name = f"sparse_{pixels}_{part.rows_per_block}_{tag}"
@@ -150,8 +152,8 @@ def test_planar_depthwise(library, build, kh, kw, stride, rows, height, width):
     want = np.zeros((2, 3, oh, ow)) + bias[:, None, None]
     for ty in range(kh):
         for tx in range(kw):
-            part = border[:, :, ty : ty + oh * stride : stride, tx : tx + ow * stride : stride][:, :, :oh, :ow]
-            want += part * weight[:, ty, tx, None, None]
+            part = border[:, :, ty : ty + oh * stride : stride, tx : tx + ow * stride : stride]
+            want += part[:, :, :oh, :ow] * weight[:, ty, tx, None, None]
     want = np.maximum(want, 0)
     y = np.full(want.size + SLACK, 77, np.float32)
     shape = Planar(2, 3, oh, ow, height, width, top, left)

@@ -1,8 +1,8 @@
 """Order weights and fold scales for the 8-bit kernels `kernels/int8*.h`.
 
-Inside a program every 8-bit tensor is unsigned: value = (q - zero) * scale with q and zero in 0..255. A signed
-tensor of the graph is the same tensor with 128 added to q and zero (`unsigned_zero`). Weights are signed with zero
-point 0; `signed_weights` brings others there.
+Inside a program every 8-bit tensor is unsigned: value = (q - zero) * scale, q and zero in 0..255. A signed
+tensor of the graph is the same tensor with 128 added to q and zero (`unsigned_zero`). Weights are signed with
+zero point 0; `signed_weights` brings others there.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def signed_weights(weight: np.ndarray, zero: ArrayLike) -> Bytes:
     shifted = weight.astype(np.int32) - zeros.reshape((-1,) + (1,) * (weight.ndim - 1))
     if shifted.size and (shifted.min() < -128 or shifted.max() > 127):
         raise DataError(
-            f"Weights minus their zero point span {shifted.min()} to {shifted.max()}; the integer kernels take "
-            "-128 to 127. Quantise the weights symmetrically."
+            f"Weights minus their zero point span {shifted.min()} to {shifted.max()}; the integer kernels "
+            "take -128 to 127. Quantise the weights symmetrically."
         )
     return shifted.astype(np.int8)
 
@@ -100,8 +100,8 @@ def conv_weights(weight: Bytes, groups: int = 1, depth: int = 4) -> tuple[Bytes,
         depth: the channels of a tap are padded with zeros to a multiple of this: 4, or 64 for `int8_amx.h`.
 
     Returns:
-        ([block][kh][kw][k4][16][4], `fw_int8_conv.first` or None where every block starts at channel 0). depth4 is
-        the shape's k4. A block that meets several groups holds zeros for the channels of the others.
+        ([block][kh][kw][k4][16][4], `fw_int8_conv.first` or None if every block starts at channel 0).
+        depth4 is the shape's k4. A block that meets several groups holds zeros for the others' channels.
     """
     outputs, narrow, rows, columns = weight.shape
     blocks, wide = blocks_of(outputs), outputs // groups
@@ -143,7 +143,9 @@ def depthwise_weights(weight: Bytes, stride: int) -> Bytes:
     return packed
 
 
-def depthwise_scratch(channels: int, columns: int, kernel: tuple[int, int], stride: int, dilation: int = 1) -> int:
+def depthwise_scratch(
+    channels: int, columns: int, kernel: tuple[int, int], stride: int, dilation: int = 1
+) -> int:
     """Return the bytes that one thread needs to run `FW_DEFINE_INT8_DEPTHWISE`.
 
     Args:

@@ -30,7 +30,9 @@ class SparseWeights:
     row: Ints
 
 
-def sparse_weights(weight: np.ndarray, bias: np.ndarray | None, plane: int, rows: int = 1) -> list[SparseWeights]:
+def sparse_weights(
+    weight: np.ndarray, bias: np.ndarray | None, plane: int, rows: int = 1
+) -> list[SparseWeights]:
     """Pack a matrix: blocks of `rows` outputs that share columns, then what is left over one by one.
 
     Args:

@@ -80,17 +80,17 @@ FW_INT8_INLINE fw_i32 fw_int8_scaled(fw_i32 sum, const float *scale)
 }
 
 /* The fw_int8_out_* store the tile acc[column * nr + block]; columns below `skip` were stored by the tile before. */
+/* Every index into acc must be a constant once loops are unrolled, or the compiler keeps the sums in memory. */
 FW_INT8_INLINE void fw_int8_steps(const fw_int8_out *s, const fw_i32 *acc, const int mr, const int nr, const float *scale,
                                   void *y, int lanes, int zero, int lo, int hi)
 {
     const ptrdiff_t column = s->y_column;
-    int v = 0;
+    int v, i;
     if (lanes == 16) {
         FW_INT8_UNROLL
-        for (; v + 4 <= mr * nr; v += 4) {
+        for (v = 0; v < mr * nr / 4 * 4; v += 4) {
             uint8_t *to[4];
             fw_i32 q[4];
-            int i;
             FW_INT8_UNROLL
             for (i = 0; i < 4; ++i) {
                 to[i] = (uint8_t *)y + (v + i) / nr * column + 16 * ((v + i) % nr);
@@ -98,11 +98,16 @@ FW_INT8_INLINE void fw_int8_steps(const fw_int8_out *s, const fw_i32 *acc, const
             }
             fw_u8_store4(to, nr % 4 == 0 ? 4 : nr == 2 ? 2 : 1, q, zero, lo, hi);
         }
+        FW_INT8_UNROLL
+        for (v = mr * nr / 4 * 4; v < mr * nr; ++v)
+            fw_u8_store((uint8_t *)y + v / nr * column + 16 * (v % nr), fw_int8_scaled(acc[v], scale + 16 * (v % nr)),
+                        zero, lo, hi, 16);
+    } else {
+        FW_INT8_UNROLL
+        for (v = 0; v < mr * nr; ++v)
+            fw_u8_store((uint8_t *)y + v / nr * column + 16 * (v % nr), fw_int8_scaled(acc[v], scale + 16 * (v % nr)),
+                        zero, lo, hi, v % nr + 1 < nr ? 16 : lanes);
     }
-    FW_INT8_UNROLL
-    for (v = lanes == 16 ? mr * nr / 4 * 4 : 0; v < mr * nr; ++v)
-        fw_u8_store((uint8_t *)y + v / nr * column + 16 * (v % nr), fw_int8_scaled(acc[v], scale + 16 * (v % nr)),
-                    zero, lo, hi, v % nr + 1 < nr ? 16 : lanes);
 }
 
 FW_INT8_INLINE void fw_int8_out_quantise(const fw_int8_out *s, const fw_i32 *acc, const int mr, const int nr,
@@ -200,7 +205,7 @@ typedef void fw_int8_tile(const fw_int8_conv *shape, const uint8_t *x, const int
                 for (k = 0; k < depth4; ++k, xk += 4, w += 64) {                                                       \
                     fw_w4 wk[NR];                                                                                      \
                     FW_INT8_UNROLL                                                                                     \
-                    for (j = 0; j < 8; ++j)                                                                            \
+                    for (j = 0; j < ((MR) + 1) / 2; ++j)                                                               \
                         FW_INT8_OPAQUE(odd[j]);                                                                        \
                     FW_INT8_UNROLL                                                                                     \
                     for (j = 0; j < (NR); ++j)                                                                         \

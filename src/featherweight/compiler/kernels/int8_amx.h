@@ -1,12 +1,13 @@
-/* 8-bit 1x1 convolution on the matrix unit of x86 (AMX): 16 pixels x 16 outputs x 64 channels an instruction.
+/* 8-bit convolution on the matrix unit of x86 (AMX): 16 pixels x 16 outputs x 64 channels an instruction.
  *
- * FW_DEFINE_INT8_AMX(name, OUT) defines the function of FW_DEFINE_INT8_CONV(name, 16, 2, NT, OUT) with the same
- * arguments and the same bits, for shapes with
- *   shape->columns >= 16 and depth4 a multiple of 16 (pack_int8.conv_weights(..., depth=64) pads with zeros);
+ * FW_DEFINE_INT8_PRODUCT(name, MR, NR, NT, OUT) defines the function of FW_DEFINE_INT8_CONV(name, MR, NR, NT, OUT), same
+ * arguments and same bits. Where the program was compiled for AMX, the system lends it and the shape suits, it runs
+ * there, elsewhere on the tiles of int8.h. A shape suits if
+ *   shape->columns >= 16 and depth4 is a multiple of 16: pack_int8.conv_weights(..., depth=64) pads with zeros;
  *   up to 63 bytes behind the last channel of a pixel are read (times zero weights).
- * Needs fw_amx_allow() once in each process before the first call: Linux lends the tile registers on request. It
- * returns 0 where there are none; the program then uses FW_DEFINE_INT8_CONV, which reads the same packed weights.
- * The kernel loads its tile shapes itself and gives the registers back. */
+ * Linux lends the tile registers to a process on request (arch_prctl); the kernel asks at every call, which costs as much
+ * as a system call, because a program of ours has no state to remember the answer in. It loads its tile shapes and
+ * gives the registers back at the end. */
 #ifndef FW_INT8_AMX_H
 #define FW_INT8_AMX_H
 
@@ -17,6 +18,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* Whether this process may use the tile registers. */
 FW_INT8_FUNCTION int fw_amx_allow(void)
 {
     enum { REQUEST = 0x1023, TILE_DATA = 18 };
@@ -43,27 +45,33 @@ FW_INT8_INLINE void fw_amx_begin(void)
 }
 
 /* Sums of 2 x 16 pixels (from x0 and x1) and `blocks` (1, 2) blocks of outputs: sums[half][block][pixel][output]. */
-FW_INT8_INLINE void fw_amx_sums(const uint8_t *x0, const uint8_t *x1, ptrdiff_t column, const int8_t *w, ptrdiff_t block,
-                                int steps, const int32_t *bias, const int blocks, int32_t *sums)
+FW_INT8_INLINE void fw_amx_sums(const fw_int8_conv *s, const uint8_t *x0, const uint8_t *x1, const int8_t *w,
+                                const int32_t *bias, const int blocks, int32_t *sums)
 {
-    const int8_t *w1 = w + block;
-    int k;
+    const ptrdiff_t column = s->x_column;
+    const int8_t *w1 = w + (ptrdiff_t)s->tap_rows * s->tap_columns * s->depth4 * 64;
+    int ty, tx, k;
     _tile_loadd(0, bias, 0);
     _tile_loadd(2, bias, 0);
     if (blocks == 2) {
         _tile_loadd(1, bias + 16, 0);
         _tile_loadd(3, bias + 16, 0);
     }
-    for (k = 0; k < steps; ++k, x0 += 64, x1 += 64, w += 1024, w1 += 1024) {
-        _tile_loadd(6, w, 64);
-        _tile_loadd(4, x0, column);
-        _tile_dpbusd(0, 4, 6);
-        _tile_loadd(5, x1, column);
-        _tile_dpbusd(2, 5, 6);
-        if (blocks == 2) {
-            _tile_loadd(7, w1, 64);
-            _tile_dpbusd(1, 4, 7);
-            _tile_dpbusd(3, 5, 7);
+    for (ty = 0; ty < s->tap_rows; ++ty) {
+        for (tx = 0; tx < s->tap_columns; ++tx) {
+            const ptrdiff_t tap = ty * s->x_tap_row + tx * s->x_tap_column;
+            for (k = 0; k < s->depth4; k += 16, w += 1024, w1 += 1024) {
+                _tile_loadd(6, w, 64);
+                _tile_loadd(4, x0 + tap + 4 * k, column);
+                _tile_dpbusd(0, 4, 6);
+                _tile_loadd(5, x1 + tap + 4 * k, column);
+                _tile_dpbusd(2, 5, 6);
+                if (blocks == 2) {
+                    _tile_loadd(7, w1, 64);
+                    _tile_dpbusd(1, 4, 7);
+                    _tile_dpbusd(3, 5, 7);
+                }
+            }
         }
     }
     _tile_stored(0, sums, 64);
@@ -81,7 +89,7 @@ typedef struct { /* where one pair of pixel tiles goes */
     int column, second, skip, skip_second, lanes, blocks; /* first columns of both halves, columns done before */
 } fw_amx_target;
 
-#define FW_DEFINE_INT8_AMX(NAME, OUT)                                                                                  \
+#define FW_INT8_MATRIX(NAME, OUT)                                                                                      \
     FW_INT8_INLINE void NAME##_half(const fw_int8_out *s, const int32_t *sums, const int blocks,                       \
                                     const fw_amx_target *t, int column, int skip)                                      \
     {                                                                                                                  \
@@ -113,10 +121,10 @@ typedef struct { /* where one pair of pixel tiles goes */
     {                                                                                                                  \
         const fw_int8_conv *s = shape;                                                                                 \
         const int strips = (s->columns + 31) / 32, groups = (s->blocks + 1) / 2, tiles = s->images * s->rows * strips; \
-        const int inner = s->columns_first ? groups : tiles, steps = s->depth4 / 16;                                   \
+        const int inner = s->columns_first ? groups : tiles;                                                           \
         const int begin = fw_int8_begin(tiles * groups, tid, threads);                                                 \
         const int end = fw_int8_begin(tiles * groups, tid + 1, threads);                                               \
-        const ptrdiff_t panel = (ptrdiff_t)s->depth4 * 64;                                                             \
+        const ptrdiff_t panel = (ptrdiff_t)s->tap_rows * s->tap_columns * s->depth4 * 64;                              \
         int32_t sums[2][1024] __attribute__((aligned(64)));                                                            \
         fw_amx_target before = {NULL, NULL, NULL, 0, 0, 0, 0, 0, 0};                                                   \
         int outer = begin / inner, in = begin % inner, item, turn = 0;                                                 \
@@ -135,11 +143,11 @@ typedef struct { /* where one pair of pixel tiles goes */
                 one, two, start - one, start + 16 - two < 16 ? start + 16 - two : 16, done ? s->out.lanes : 16,        \
                 block + 1 < s->blocks ? 2 : 1};                                                                        \
             if (now.blocks == 2)                                                                                       \
-                fw_amx_sums(from + one * s->x_column, from + two * s->x_column, s->x_column, w + block * panel, panel, \
-                            steps, bias + 16 * block, 2, sums[turn]);                                                  \
+                fw_amx_sums(s, from + one * s->x_column, from + two * s->x_column, w + block * panel,                  \
+                            bias + 16 * block, 2, sums[turn]);                                                         \
             else                                                                                                       \
-                fw_amx_sums(from + one * s->x_column, from + two * s->x_column, s->x_column, w + block * panel, panel, \
-                            steps, bias + 16 * block, 1, sums[turn]);                                                  \
+                fw_amx_sums(s, from + one * s->x_column, from + two * s->x_column, w + block * panel,                  \
+                            bias + 16 * block, 1, sums[turn]);                                                         \
             NAME##_store(&s->out, sums[turn ^ 1], &before);                                                            \
             before = now;                                                                                              \
             if (++in == inner) {                                                                                       \
@@ -152,5 +160,20 @@ typedef struct { /* where one pair of pixel tiles goes */
             _tile_release();                                                                                           \
         }                                                                                                              \
     }
+
+#define FW_DEFINE_INT8_PRODUCT(NAME, MR, NR, NT, OUT)                                                                  \
+    FW_DEFINE_INT8_CONV(NAME##_tiles, MR, NR, NT, OUT)                                                                 \
+    FW_INT8_MATRIX(NAME##_matrix, OUT)                                                                                 \
+    FW_INT8_FUNCTION void NAME(const fw_int8_conv *shape, const uint8_t *x, const int8_t *w, const int32_t *bias,     \
+                               const float *scale, const uint8_t *r, void *y, int tid, int threads)                   \
+    {                                                                                                                  \
+        if (shape->columns >= 16 && shape->depth4 % 16 == 0 && fw_amx_allow())                                         \
+            NAME##_matrix(shape, x, w, bias, scale, r, y, tid, threads);                                               \
+        else                                                                                                           \
+            NAME##_tiles(shape, x, w, bias, scale, r, y, tid, threads);                                                \
+    }
+
+#else
+#define FW_DEFINE_INT8_PRODUCT FW_DEFINE_INT8_CONV
 #endif
 #endif

@@ -67,22 +67,54 @@ FW_INT8_FUNCTION void fw_u8_flip(const uint8_t *x, uint8_t *y, ptrdiff_t n, int 
         y[i] = x[i] ^ 128;
 }
 
+#if defined(FW_INT8_512)
+FW_INT8_INLINE __mmask64 fw_u8_first(ptrdiff_t n)
+{
+    return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
+}
+#endif
+
+/* A short memmove. */
+FW_INT8_INLINE void fw_u8_move(uint8_t *y, const uint8_t *x, ptrdiff_t n)
+{
+#if defined(FW_INT8_512)
+    for (; n > 0; n -= 64, x += 64, y += 64)
+        _mm512_mask_storeu_epi8(y, fw_u8_first(n), _mm512_maskz_loadu_epi8(fw_u8_first(n), x));
+#else
+    memmove(y, x, (size_t)n);
+#endif
+}
+
 FW_INT8_FUNCTION void fw_u8_table(const uint8_t *x, uint8_t *y, ptrdiff_t n, const uint8_t *table, int tid, int threads)
 {
     const ptrdiff_t last = n * (tid + 1) / threads;
     ptrdiff_t i = n * tid / threads;
 #if defined(FW_INT8_512) && defined(__AVX512VBMI__)
     const fw_u8_lookup all = fw_u8_lookup_load(table);
-    for (; i + 64 <= last; i += 64)
-        _mm512_storeu_si512(y + i, fw_u8_lookup_of(&all, _mm512_loadu_si512(x + i)));
-#endif
+    for (; i < last; i += 64) {
+        const __mmask64 part = fw_u8_first(last - i);
+        _mm512_mask_storeu_epi8(y + i, part, fw_u8_lookup_of(&all, _mm512_maskz_loadu_epi8(part, x + i)));
+    }
+#else
     for (; i < last; ++i)
         y[i] = table[x[i]];
+#endif
+}
+
+/* rint(x / scale) within -256..256. AVX-512 multiplies by 1 / scale and divides only where that is too near a half to tell. */
+FW_INT8_INLINE fw_i32 fw_u8_divide(fw_f32 x, float scale)
+{
+#if defined(FW_INT8_512)
+    const __m512 t = fw_f32_clamp(_mm512_mul_ps(x, _mm512_set1_ps(1.0f / scale)), -256.0f, 256.0f);
+    const __m512 off = _mm512_abs_ps(_mm512_sub_ps(t, _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT)));
+    if (!_mm512_cmp_ps_mask(off, _mm512_set1_ps(0.499f), _CMP_GT_OQ) && scale > 1e-30f && scale < 1e30f)
+        return fw_i32_rint(t);
+#endif
+    return fw_i32_rint(fw_f32_clamp(fw_f32_div(x, fw_f32_set(scale)), -256.0f, 256.0f));
 }
 
 FW_INT8_FUNCTION void fw_u8_quantise(const float *x, uint8_t *y, ptrdiff_t n, float scale, int zero, int tid, int threads)
 {
-    const fw_f32 by = fw_f32_set(scale);
     FW_U8_LOOP(n, {
         float part[16] = {0};
         const float *from = x + i;
@@ -90,8 +122,7 @@ FW_INT8_FUNCTION void fw_u8_quantise(const float *x, uint8_t *y, ptrdiff_t n, fl
             memcpy(part, from, (size_t)lanes * sizeof(float));
             from = part;
         }
-        fw_u8_store(y + i, fw_i32_rint(fw_f32_clamp(fw_f32_div(fw_f32_load(from), by), -256.0f, 256.0f)), zero, 0, 255,
-                    lanes);
+        fw_u8_store(y + i, fw_u8_divide(fw_f32_load(from), scale), zero, 0, 255, lanes);
     })
 }
 
@@ -211,15 +242,37 @@ FW_INT8_FUNCTION void fw_u8_copy(const uint8_t *x, ptrdiff_t x_column, uint8_t *
         if (table)
             fw_u8_table(x + p * x_column, y + p * y_column, channels, table, 0, 1);
         else
-            memmove(y + p * y_column, x + p * x_column, (size_t)channels);
+            fw_u8_move(y + p * y_column, x + p * x_column, channels);
     }
 }
 
 FW_INT8_FUNCTION void fw_u8_gather(const uint8_t *x, ptrdiff_t x_column, uint8_t *y, ptrdiff_t y_column, int pixels,
                                    int channels, const int16_t *index, int tid, int threads)
 {
-    int p, c;
-    for (p = fw_int8_begin(pixels, tid, threads); p < fw_int8_begin(pixels, tid + 1, threads); ++p)
+    const int begin = fw_int8_begin(pixels, tid, threads), end = fw_int8_begin(pixels, tid + 1, threads);
+    int p, c, reach = 0;
+    for (c = 0; c < channels; ++c)
+        reach = index[c] < reach ? reach : index[c] + 1;
+#if defined(FW_INT8_512) && defined(__AVX512VBMI__)
+    if (reach <= 128) {
+        for (c = 0; c < channels; c += 64) {
+            const __mmask64 part = fw_u8_first(channels - c);
+            uint8_t low[64] = {0};
+            __m512i order;
+            for (p = 0; p < 64 && c + p < channels; ++p)
+                low[p] = (uint8_t)index[c + p];
+            order = _mm512_loadu_si512(low);
+            for (p = begin; p < end; ++p) {
+                const uint8_t *from = x + p * x_column;
+                const __m512i a = _mm512_maskz_loadu_epi8(fw_u8_first(reach), from);
+                const __m512i b = reach > 64 ? _mm512_maskz_loadu_epi8(fw_u8_first(reach - 64), from + 64) : a;
+                _mm512_mask_storeu_epi8(y + p * y_column + c, part, _mm512_permutex2var_epi8(a, order, b));
+            }
+        }
+        return;
+    }
+#endif
+    for (p = begin; p < end; ++p)
         for (c = 0; c < channels; ++c)
             y[p * y_column + c] = x[p * x_column + index[c]];
 }
@@ -236,14 +289,32 @@ FW_INT8_FUNCTION void fw_u8_image(const float *x, uint8_t *y, int planes, int ro
         memset(to, zero, (size_t)wide * (size_t)pixel);
         if (row < top || row >= top + rows)
             continue;
+        column = 0;
+#if defined(FW_INT8_512) || defined(FW_INT8_256)
+        if (pixel == 4) { /* the bytes of a pixel are the digits of an int32 */
+            const fw_i32 base = fw_i32_set(256);
+            for (; column + 16 <= columns; column += 16) {
+                fw_i32 all = fw_i32_set(0);
+                for (plane = 3; plane >= 0; --plane) {
+                    const float *from = x + ((ptrdiff_t)plane * rows + row - top) * columns + column;
+                    fw_i32 v = fw_i32_set(zero);
+                    if (plane < planes)
+                        v = fw_i32_add(v, fw_u8_divide(fw_f32_load(from), scale));
+                    v = fw_i32_min(fw_i32_max(v, fw_i32_set(0)), fw_i32_set(255));
+                    all = fw_i32_add(fw_i32_mul(all, base), v);
+                }
+                fw_i32_store((int32_t *)(void *)(to + (left + column) * 4), all);
+            }
+        }
+#endif
         for (plane = 0; plane < planes; ++plane) {
             const float *from = x + ((ptrdiff_t)plane * rows + row - top) * columns;
-            uint8_t *at = to + (ptrdiff_t)left * pixel + plane;
-            for (column = 0; column < columns; column += 16, at += 16 * (ptrdiff_t)pixel) {
-                const int lanes = columns - column < 16 ? columns - column : 16;
-                fw_u8_quantise(from + column, q, lanes, scale, zero, 0, 1);
+            int start = column;
+            for (; start < columns; start += 16) {
+                const int lanes = columns - start < 16 ? columns - start : 16;
+                fw_u8_quantise(from + start, q, lanes, scale, zero, 0, 1);
                 for (lane = 0; lane < lanes; ++lane)
-                    at[lane * pixel] = q[lane];
+                    to[(ptrdiff_t)(left + start + lane) * pixel + plane] = q[lane];
             }
         }
     }

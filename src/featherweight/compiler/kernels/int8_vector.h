@@ -119,7 +119,9 @@ FW_INT8_INLINE fw_w4 fw_w4_load(const int8_t *p) { return _mm512_loadu_si512(p);
 FW_INT8_INLINE fw_i32 fw_dp(fw_i32 acc, fw_x4 x, fw_w4 w)
 {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpbusd_epi32(acc, x, w);
+    /* Not the intrinsic: GCC 12 copies the sums around it and then spills them. */
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "vm"(w));
+    return acc;
 #else
     const __m512i low = _mm512_set1_epi16(255);
     __m512i even = _mm512_madd_epi16(_mm512_and_si512(x, low), _mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8));
@@ -272,7 +274,8 @@ FW_INT8_INLINE fw_w4 fw_w4_load(const int8_t *p) { return fw_i32_load((const int
 FW_INT8_INLINE __m256i fw_dp8(__m256i acc, __m256i x, __m256i w)
 {
 #if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(acc, x, w);
+    __asm__("{vex} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(x), "xm"(w));
+    return acc;
 #else
     const __m256i low = _mm256_set1_epi16(255);
     __m256i even = _mm256_madd_epi16(_mm256_and_si256(x, low), _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8));
