@@ -1,8 +1,8 @@
 """ONNX's own node cases through the compiler: `python tests/compiler/backend_nodes.py` writes the list anew.
 
-`backend_nodes.tsv` holds every case of the installed ONNX as `name, operator, outcome, reason`. A case is *pass*
-(compiled and equal to ONNX's data within its tolerances) or *skip* (refused by the compiler with the reason given);
-the tests hold the compiler to the list, so that none fails or stops working silently.
+`backend_nodes.tsv` holds every case of the installed ONNX as `name, operator, outcome, reason`. A case is
+*pass* (compiled and equal to ONNX's data within its tolerances) or *skip* (refused for the reason given); the
+tests hold the compiler to the list, so that none fails or stops working silently.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def build_cases(
     extra: tuple[str, ...] = ("-O1",),
     build: bool = True,
 ) -> dict[str, str]:
-    """Compile all cases into one library in `folder`; return the reason for each that the compiler refuses."""
+    """Compile all cases into one library in `folder`; return the reason for each that is refused."""
     machine = target_named(target)
     refused, sources = {}, []
     for index, (name, case) in enumerate(cases.items()):

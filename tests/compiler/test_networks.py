@@ -1,4 +1,4 @@
-"""Networks of the registry: compiled and onnxruntime's answers agree; small inputs, so that each takes seconds."""
+"""Networks of the registry: compiled and onnxruntime's answers agree; small inputs, so each takes seconds."""
 
 import numpy as np
 import onnxruntime

@@ -216,3 +216,11 @@ def test_outputs_may_be_inputs_or_constants(tmp_path):
     x = np.float32([[1, -2, 3], [4, 5, -6]])
     y, z, same, k = session.run(None, {"x": x})
     assert (y == x).all() and (z == np.maximum(x, 0)).all() and (same == x).all() and k.tolist() == [1, 2]
+
+
+def test_compiling_again_into_the_same_folder_loads_the_new_network(tmp_path):
+    x = np.float32([-1, 2])
+    for op, expected in (("Relu", [0, 2]), ("Neg", [1, -2])):
+        model = make_model([node(op, ["x"], ["y"])], {"x": [2]}, {"y": [2]})
+        session = compile_onnx(save(model, tmp_path / "m.onnx"), tmp_path / "out")
+        assert session.run(None, {"x": x})[0].tolist() == expected

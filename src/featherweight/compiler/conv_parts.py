@@ -1,4 +1,4 @@
-"""What a call of a float32 convolution kernel needs: the function, its struct, packed weights and the epilogue."""
+"""What a call of a float32 convolution kernel needs: function, struct, packed weights and epilogue."""
 
 from __future__ import annotations
 

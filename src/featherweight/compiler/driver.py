@@ -68,7 +68,8 @@ int main(int count, char **words) {{
     FILE *file = count > 1 ? fopen(words[1], "rb") : NULL;
     {prefix}_context *context;
     int i, k;
-    if ({macro}_WEIGHTS_BYTES && (!file || fread(weights, 1, {macro}_WEIGHTS_BYTES, file) != {macro}_WEIGHTS_BYTES)) {{
+    size_t size = {macro}_WEIGHTS_BYTES;
+    if (size && (!file || fread(weights, 1, size, file) != size)) {{
         fprintf(stderr, "usage: %s {prefix}.weights\\n", words[0]);
         return 2;
     }}
@@ -78,7 +79,8 @@ int main(int count, char **words) {{
     {prefix}_run(context, inputs, outputs);
     for (i = 0; i < {macro}_OUTPUTS; i++) {{
         printf("output %d:", i);
-        for (k = 0; k < 5 && k * sizeof(float) < out_bytes[i]; k++) printf(" %g", (double)((float *)outputs[i])[k]);
+        for (k = 0; k < 5 && k * sizeof(float) < out_bytes[i]; k++)
+            printf(" %g", (double)((float *)outputs[i])[k]);
         printf("\\n");
     }}
     {prefix}_close(context);
@@ -157,7 +159,7 @@ def compile_onnx(
         The loaded network, or None for a target that cannot run here.
 
     Raises:
-        DataError: the file is unreadable, unsafe or holds something that is not supported; nothing is written.
+        DataError: the file is unreadable, unsafe or holds what is not supported; nothing is written.
         MissingExtraError: no C compiler for the target.
         UsageError: a number of threads or a batch below one.
     """

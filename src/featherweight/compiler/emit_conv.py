@@ -68,8 +68,8 @@ def tap_loops(
 ) -> Iterator[None]:
     """Open a loop over the kernel along every axis, `k0`, `k1` and so on.
 
-    Along the first `axes` axes, `p0`, `p1` and so on become the position that the tap touches for the position
-    `source`0, …; taps that fall outside `limits` are skipped.
+    Along the first `axes` axes, `p0`, `p1` and so on become the position that the tap touches for the
+    position `source`0, …; taps that fall outside `limits` are skipped.
     """
     with contextlib.ExitStack() as stack:
         for axis, size in enumerate(window.kernel):
@@ -91,9 +91,8 @@ def _taps(writer: StepWriter, window: Window, kind: CType) -> None:
         writer.line(f"const long shift = k{inner} * {window.dilations[-1]} - {window.before[-1]};")
         writer.line(f"const long last = fw_last(shift, {step}, {window.inputs[-1]}, {window.outputs[-1]});")
         writer.line(f"const {kind.name} *in = xg + {base};")
-        writer.line(
-            f"for (long q = fw_first(shift, {step}); q < last; q++) row[q] += weight * in[q * {step} + shift];"
-        )
+        writer.line(f"for (long q = fw_first(shift, {step}); q < last; q++)")
+        writer.line(f"    row[q] += weight * in[q * {step} + shift];")
 
 
 def _tap(window: Window) -> str:

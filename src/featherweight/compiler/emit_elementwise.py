@@ -125,7 +125,7 @@ def _axis_view(lowering: Lowering, node: Node, name: str) -> tuple[tuple[int, ..
 
 @emits("QuantizeLinear", "DequantizeLinear")
 def emit_quantize(lowering: Lowering, node: Node) -> None:
-    """Between numbers and 8, 16 or 32-bit integers with a scale and a zero point a tensor, channel or block."""
+    """Between numbers and integers of 8 to 32 bits; scale and zero point for a tensor, channel or block."""
     shape, along = _axis_view(lowering, node, node.inputs[1])
     blocked = shape != lowering.graph.shape(node.inputs[0])
     if blocked:

@@ -1,4 +1,4 @@
-"""Integer convolutions on the kernels of int8.h and int8_depthwise.h: bytes channels last, sums in 32 bits."""
+"""Integer convolutions on the kernels of int8.h and int8_depthwise.h: bytes in, sums in 32 bits."""
 
 from __future__ import annotations
 
@@ -147,9 +147,9 @@ def _emit_depthwise(layer: _Layer, window: Window, shape: tuple[int, ...]) -> No
     )
     size = -(-size // 64) * 64
     scratch = writer.scratch(np.uint8, size * lowering.threads)
+    sizes = f"{window.kernel[0]}, {window.kernel[1]}, {window.strides[1]}"
     function = lowering.program.define_named(
-        "fw_dw8",
-        f"FW_DEFINE_INT8_DEPTHWISE({{name}}, {window.kernel[0]}, {window.kernel[1]}, {window.strides[1]}, {layer.mode})",
+        "fw_dw8", f"FW_DEFINE_INT8_DEPTHWISE({{name}}, {sizes}, {layer.mode})"
     )
     fields = {
         "images": shape[0],
@@ -268,7 +268,7 @@ def _call_product(
 
 
 def padded_source(lowering: Lowering, node: Node, window: Window) -> View:
-    """Return the input at the first tap of the first output, with the zero point around it where the layer pads."""
+    """Return the input at the first tap, with the zero point around it where the layer pads."""
     name, zero = node.inputs[0], node.attrs["x"][1]
     border = (*window.before, *window.after)
     image = lowering.byte_images.get(name)

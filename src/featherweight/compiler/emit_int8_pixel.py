@@ -1,4 +1,4 @@
-"""What stands between 8-bit convolutions: tables, sums, products, pools, concatenation, and the ways in and out."""
+"""What stands between 8-bit convolutions: tables, sums, products, pools, and the ways in and out."""
 
 from __future__ import annotations
 
@@ -82,9 +82,8 @@ def emit_binary(lowering: Lowering, node: Node) -> None:
     for image in range(shapes[0][0]):
         start = image * views[0].strides[0]
         gate = f"{b.var} + {image * views[1].strides[0]}"
-        writer.line(
-            f"fw_u8_gate(&shape, {a.var} + {start}, {gate}, {y.var} + {start}, {pixels}, {step}, tid, threads);"
-        )
+        maps = f"{a.var} + {start}, {gate}, {y.var} + {start}"
+        writer.line(f"fw_u8_gate(&shape, {maps}, {pixels}, {step}, tid, threads);")
 
 
 @emits_pixel("QGlobalPool")

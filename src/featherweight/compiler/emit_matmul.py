@@ -110,9 +110,8 @@ def emit_integer_matmul(lowering: Lowering, node: Node) -> None:
         if linear:
             text = f"rintf((float)sum * ((float){scales[0]} * {scales[1]} / {scales[2]})) + {scales[3]}"
             value = saturate(text, CType(np.dtype(np.float32)), y.ctype)
-        writer.line(
-            f"{y.var}[{index_of(row_major(y.shape) if len(y.shape) == len(axes) + 2 else (columns, 1), (*axes, 'i', 'j'))}] = {value};"
-        )
+        place = index_of(row_major((*batch, rows, columns)), (*axes, "i", "j"))
+        writer.line(f"{y.var}[{place}] = {value};")
 
 
 @emits("Einsum")

@@ -83,9 +83,9 @@ def emit_instance_norm(lowering: Lowering, node: Node) -> None:
 
 @emits("GroupNormalization")
 def emit_group_norm(lowering: Lowering, node: Node) -> None:
-    """Over each group of channels of each image; before opset 21 one scale a group, from then one a channel."""
+    """Over each group of channels of an image; before opset 21 one scale a group, then one a channel."""
     groups = node.attrs["num_groups"]
-    by_channel = lowering.graph.opset >= 21
+    by_channel = lowering.graph.shape(node.inputs[1]) == lowering.graph.shape(node.inputs[0])[1:2]
 
     def scale_of(operand: Operand, each: int) -> str:
         return f"{operand.var}[g % {groups}{f' * {each} + c' if by_channel else ''}]"

@@ -45,11 +45,12 @@ def _residual(
     return writer.pointer(view, restrict=False).var, strides
 
 
-def _share_residual(lowering: Lowering, writer: StepWriter, name: str, y: Operand) -> None:
-    """Let the result take the place of a residual that dies here."""
+def _share_residual(lowering: Lowering, writer: StepWriter, name: str, x: Operand, y: Operand) -> None:
+    """Let the result take the place of a residual that dies here, unless the layer reads it as its input too."""
     if name:
         view = lowering.pixel_of(name)
-        if (view.strides, view.offset) == (y.view.strides, y.view.offset):
+        same = (view.strides, view.offset) == (y.view.strides, y.view.offset)
+        if same and view.storage != x.view.storage:
             writer.step.in_place.append((y.view.storage, view.storage))
 
 
@@ -63,7 +64,7 @@ def _emit_depthwise(lowering: Lowering, node: Node, window: Window, most: int) -
     x = writer.pointer(source)
     residual, strides = _residual(lowering, writer, epilogue.residual, lowering.graph.shape(node.outputs[0]))
     y = lowering.write(writer, node.outputs[0], restrict=not strides)
-    _share_residual(lowering, writer, epilogue.residual, y)
+    _share_residual(lowering, writer, epilogue.residual, x, y)
     fields = {
         "images": n,
         "lanes": lanes_of(y.view, lowering.vector),
@@ -96,7 +97,7 @@ def _emit_dense(lowering: Lowering, node: Node, window: Window) -> None:
     x = writer.pointer(replace(source, offset=offset))
     residual, strides = _residual(lowering, writer, epilogue.residual, graph.shape(node.outputs[0]))
     y = lowering.write(writer, node.outputs[0], restrict=not strides)
-    _share_residual(lowering, writer, epilogue.residual, y)
+    _share_residual(lowering, writer, epilogue.residual, x, y)
     joined = _is_joined(window, n, source, y.view, strides)
     fields = {
         "images": 1 if joined else n,
@@ -154,7 +155,7 @@ def emit_linear(lowering: Lowering, node: Node) -> None:
     x = writer.pointer(source)
     residual = writer.pointer(rest, restrict=False).var if rest else "NULL"
     y = lowering.write(writer, node.outputs[0], restrict=not rest)
-    if rest:
+    if rest and rest.storage != source.storage:
         writer.step.in_place.append((y.view.storage, rest.storage))
     fields = {
         "images": 1,

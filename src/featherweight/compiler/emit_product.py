@@ -1,4 +1,4 @@
-"""Products of two computed matrices: the right one is packed first, then the convolution kernel runs on it."""
+"""Products of two computed matrices: the right one is packed, then the convolution kernel runs on it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Element-wise operators as expressions of C.
 
-`expression` gives the value of one element from those of the inputs. Types follow ONNX: comparisons give bool,
-arithmetic stays in the input's type, functions of integers go through double.
+`expression` gives the value of one element from those of the inputs. Types follow ONNX: comparisons give
+bool, arithmetic stays in the input's type, functions of integers go through double.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Replace operators that ONNX itself defines by smaller ones (Attention, SoftmaxCrossEntropyLoss and others)."""
+"""Replace operators that ONNX itself defines by smaller ones, Attention say."""
 
 from __future__ import annotations
 

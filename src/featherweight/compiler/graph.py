@@ -1,4 +1,4 @@
-"""The typed graph: nodes in order of execution, constants as numpy arrays, every tensor with a static shape."""
+"""The typed graph: nodes in order of execution, constants as numpy arrays, static shapes."""
 
 from __future__ import annotations
 

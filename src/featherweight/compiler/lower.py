@@ -1,4 +1,4 @@
-"""Turn the nodes of a graph into steps of C: gives every tensor its memory and calls the operator's emitter."""
+"""Turn the nodes of a graph into steps of C: give every tensor its memory, call the operator's emitter."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ class Lowering:
         return View(storage, dtype, shape, strides, offset, pixel=True, lanes_free=not tight)
 
     def own_pixels(self, name: str) -> View:
-        """Return a tensor in the pixel layout with nothing between or behind its pixels; copied where it is not."""
+        """Return a tensor in the pixel layout with nothing between its pixels; copied where there is."""
         view = self.pixel_of(name)
         _n, c, h, w = view.shape
         step = self.channel_step(c, view.dtype)

@@ -21,8 +21,8 @@ class _Block:
 def plan_memory(program: Program) -> int:
     """Place every storage of the arena and return the arena's size in bytes.
 
-    Larger blocks go first, each at the lowest offset where nothing alive at the same time lies. A step's output
-    takes the place of an input that dies there where the step allows it.
+    Larger blocks go first, each at the lowest offset where nothing alive at the same time lies. A step's
+    output takes the place of an input that dies there where the step allows it.
     """
     blocks = _blocks(program)
     placed: list[_Block] = []

@@ -1,4 +1,4 @@
-"""The machine's peak: float32 multiply-adds a second of one thread, measured with independent chains of them."""
+"""The machine's peak: float32 multiply-adds a second of one thread, by independent chains of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Steps of C and the memory that they read and write: what lowering produces and the source file is made of.
 
-A *storage* is one run of memory: a piece of the arena, of the weights, or a caller's input or output. A tensor
-is a *view* of a storage: an offset and one stride a dimension, in elements. So a reshape, a split or a pixel
+A *storage* is one run of memory: a piece of the arena, of the weights, or a caller's input or output. A
+tensor is a *view* of a storage: an offset and one stride a dimension, in elements. So a reshape, a split or a pixel
 layout costs nothing to describe.
 """
 
@@ -61,7 +61,7 @@ class View:
         return View(self.storage, self.dtype, shape, row_major(shape), self.offset)
 
     def padded_channels(self, vector: int) -> int:
-        """Return how many channels of a pixel view may be written: to the end of the last vector if it is free."""
+        """Return how many channels of a pixel may be written: to the end of the last vector if it is free."""
         channels = self.shape[1]
         whole = -(-channels // vector) * vector
         return whole if self.pixel and self.lanes_free else channels
@@ -118,8 +118,8 @@ def broadcast(operand: Operand, shape: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass
 class Step:
-    """One C function of the network. Reads and writes are storages; `in_place` pairs (written, read) may share
-    memory."""
+    """One C function of the network. Reads and writes are storages; `in_place` pairs (written, read) may
+    share memory."""
 
     name: str
     op: str

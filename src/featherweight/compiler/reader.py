@@ -45,8 +45,8 @@ def read_model(
         known: operators that stay as they are; others are replaced by ONNX's definition, where there is one.
 
     Raises:
-        DataError: the file is missing, corrupt, unsafe, of an opset outside 13-28, or leaves a shape open; the
-            message names the node or tensor.
+        DataError: the file is missing, corrupt, unsafe, of an opset outside 13-28, or leaves a shape open;
+            the message names the node or tensor.
     """
     if isinstance(source, onnx.ModelProto):
         model, folder = source, None
@@ -203,9 +203,9 @@ def _add_inputs(graph: Graph, proto: onnx.GraphProto, shapes: dict[str, Sequence
         if value.name in graph.constants:
             continue
         kind = value.type.tensor_type
-        if value.type.WhichOneof("value") != "tensor_type" or not kind.HasField("shape"):
-            if value.name not in shapes or not kind.elem_type:
-                raise DataError(f"Input '{value.name}' is not a tensor with a known rank and type.")
+        known = value.type.WhichOneof("value") == "tensor_type" and kind.HasField("shape")
+        if not known and (value.name not in shapes or not kind.elem_type):
+            raise DataError(f"Input '{value.name}' is not a tensor with a known rank and type.")
         try:
             dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
         except (KeyError, TypeError) as error:
@@ -234,7 +234,8 @@ def _size(dim: Any, axis: int, name: str, batch: int) -> int:
         return batch
     label = dim.dim_param or "unnamed"
     raise DataError(
-        f"Input '{name}' leaves dimension {axis} ({label}) open. Give its whole shape: --shape {name}=1,3,224,224."
+        f"Input '{name}' leaves dimension {axis} ({label}) open. "
+        f"Give its whole shape: --shape {name}=1,3,224,224."
     )
 
 

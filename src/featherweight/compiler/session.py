@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +48,7 @@ class Session:
         library = path / LIBRARY if path.is_dir() else path
         if not library.is_file():
             raise DataError(f"No compiled network at {path}; expected a folder with {LIBRARY}.")
-        try:
-            self._library = ctypes.CDLL(str(library.resolve()))
-        except OSError as error:
-            raise DataError(f"{library} does not load: {error}. Compile the network again.") from error
+        self._library = _load(library)
         self._open(library.with_name(f"{prefix}.weights"), prefix)
 
     def _open(self, weights: Path, prefix: str) -> None:
@@ -147,6 +146,17 @@ class Session:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _load(library: Path) -> ctypes.CDLL:
+    """Load a library under a name of its own: the system returns an older one that was loaded from the same path."""
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / library.name
+        try:
+            shutil.copyfile(library, copy)
+            return ctypes.CDLL(str(copy))
+        except OSError as error:
+            raise DataError(f"{library} does not load: {error}. Compile the network again.") from error
 
 
 def _info(entry: dict[str, Any]) -> TensorInfo:

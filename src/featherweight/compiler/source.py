@@ -1,4 +1,4 @@
-"""Join the steps to one C file and its header: prelude, kernels, one function a step, the table that runs them."""
+"""Join the steps to one C file and its header: kernels, one function a step, the table that runs them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ typedef struct {p}_context {p}_context;
 void {p}_run({p}_context *context, const void *const *inputs, void *const *outputs);
 
 /* Run the steps first <= i < last only, to time them one by one. */
-void {p}_run_steps({p}_context *context, const void *const *inputs, void *const *outputs, int first, int last);
+void {p}_run_steps({p}_context *context, const void *const *inputs, void *const *outputs, int first,
+               int last);
 
 /* End the context's threads, if it has any. */
 void {p}_close({p}_context *context);
@@ -229,7 +230,7 @@ def _comment(text: str) -> str:
 
 
 def _c_string(text: str) -> str:
-    """Return text as C string literals, a piece of it a line (a literal has at most 4095 characters in C99)."""
+    """Return text as C string literals, a piece of it a line."""
     pieces = [text[start : start + 80] for start in range(0, len(text), 80)] or [""]
     escaped = []
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""Which register tile a product runs on: a cost model over the tiles that fit the registers, or measured choices."""
+"""Which register tile a product runs on: by a cost model over those that fit, or as measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured tiles: whole networks are built with the first, second, … candidate of every layer and timed step by step.
+"""Measured tiles: whole networks are built with each candidate of every layer and timed step by step.
 
 The fastest candidate of each layer is kept in the cache, by processor and by the layer's shape.
 """

@@ -1,4 +1,4 @@
-"""Element-wise operators as expressions over vectors of float32, in the words of kernels/vector.h and vmath.h."""
+"""Element-wise operators as expressions over vectors of float32, in the words of vector.h and vmath.h."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Geometry of convolutions and pools: kernel, strides, dilations and resolved paddings, any number of axes."""
+"""Geometry of convolutions and pools: kernel, strides, dilations and resolved paddings."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Block fusion: an inverted residual whose expanded map overflows the cache runs strip by strip as one step.
 
-A `Block` holds its layers in the attributes `expand` (or None), `depthwise` and `project`; its inputs are the block's
-input and the tensors that the last layer's epilogue reads. On a processor this pays only where the map between the
-layers would leave the second-level cache.
+A `Block` holds its layers in the attributes `expand` (or None), `depthwise` and `project`; its inputs are
+the block's input and the tensors that the last layer's epilogue reads. On a processor this pays only where
+the map between the layers would leave the second-level cache.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fold what scales and shifts channels into the weights before it, and turn products with weights into `Linear`.
+"""Fold what scales and shifts channels into the weights before it; turn products with weights into `Linear`.
 
 `Linear` is the compiler's own operator: inputs x (…, K), weight (K, N) and bias (N,), result x W + b.
 """

@@ -1,4 +1,4 @@
-"""Gather element-wise operators into groups that run as one loop, and groups into the convolution before them."""
+"""Gather element-wise operators into groups that run as one loop, and those into the layer before them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Choose which tensors lie channels last (`pixel`) and which row-major (`plain`), and where borders are kept.
 
-Convolutions decide: their results are pixel. Operators that work well in either layout follow their inputs, so
-that conversions stand only at the ends of a region.
+Convolutions decide: their results are pixel. Operators that work well in either layout follow their inputs,
+so that conversions stand only at the ends of a region.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ def lift_patterns(graph: Graph) -> None:
     """Replace the patterns in place."""
     rewrite(graph, _lift_shuffle)
     rewrite(graph, _lift_mean)
+    rewrite(graph, _lift_group_norm)
     rewrite(graph, _widen_conv)
 
 
@@ -59,6 +60,31 @@ def _lift_mean(graph: Graph, node: Node) -> bool:
         Node("GlobalAveragePool", node.name, node.inputs[:1], [pooled]),
         Node("Reshape", node.name + " drop axes", [pooled, shape], list(node.outputs)),
     ]
+    return True
+
+
+def _lift_group_norm(graph: Graph, node: Node) -> bool:
+    """An instance norm between two reshapes is a group norm."""
+    if node.op != "InstanceNormalization" or len(graph.shape(node.inputs[0])) != 3:
+        return False
+    split = graph.producers().get(node.inputs[0])
+    back = _only_consumer(graph, node.outputs[0])
+    if split is None or split.op != "Reshape" or back is None or back.op != "Reshape":
+        return False
+    shape, groups = graph.shape(split.inputs[0]), graph.shape(node.inputs[0])[1]
+    scale, shift = (graph.constant(name) for name in node.inputs[1:3])
+    if len(shape) != 4 or graph.shape(back.outputs[0]) != shape or shape[1] % groups:
+        return False
+    if graph.shape(node.inputs[0])[0] != shape[0] or scale is None or shift is None:
+        return False
+    wide = [
+        graph.add_constant(node.name + suffix, np.repeat(value, shape[1] // groups))
+        for suffix, value in ((".scale", scale), (".shift", shift))
+    ]
+    attrs = {"num_groups": groups, "epsilon": node.attrs.get("epsilon", 1e-5)}
+    graph.nodes[graph.nodes.index(back)] = Node(
+        "GroupNormalization", node.name, [split.inputs[0], *wide], list(back.outputs), attrs
+    )
     return True
 
 

@@ -1,10 +1,10 @@
-"""Turn QDQ graphs into integer operators: what stands between DequantizeLinear and QuantizeLinear runs on bytes.
+"""Turn QDQ graphs into integer operators: what stands between the two conversions runs on bytes.
 
-Activations become unsigned throughout. The integer operators are the compiler's own; their quantisation is in the
-attributes as `(scale, zero)` pairs:
+Activations become unsigned throughout. The integer operators are the compiler's own; their quantisation is
+in the attributes as `(scale, zero)` pairs:
 
-- `QConv` (x): weight int8 (O, I / groups, kh, kw), bias int32 or None, w_scale, x, y or None for a float32 result,
-  low and high in real numbers. A fully connected layer is one with kh = kw = 1 on rows of features.
+- `QConv` (x): weight int8 (O, I / groups, kh, kw), bias int32 or None, w_scale, x, y or None for a float32
+  result, low and high in real numbers. A fully connected layer is one with kh = kw = 1 on rows of features.
 - `QTable` (x): table of 256 bytes. `QAdd`, `QMul` (a, b): a, b, y, low and high in steps of y.
 - `QGlobalPool`, `QPool` (x): x, y. `QConcat`: parts and y.
 """
@@ -181,7 +181,7 @@ def _weights(lifter: _Lifter, name: str) -> tuple[np.ndarray, np.ndarray] | None
 
 
 def _bias(lifter: _Lifter, name: str, x_scale: float, w_scale: np.ndarray) -> np.ndarray | None:
-    """Return the bias in steps of the sums; an empty array where there is none, None where it is not fixed."""
+    """Return the bias in steps of the sums, empty where there is none, None where it is not fixed."""
     if not name:
         return np.zeros(0, np.int32)
     node = lifter.producers.get(name)

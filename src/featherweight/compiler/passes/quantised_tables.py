@@ -1,4 +1,4 @@
-"""Element-wise functions of one byte tensor as tables of 256 bytes, computed by ONNX's reference operators."""
+"""Element-wise functions of one byte tensor as tables, computed by ONNX's reference operators."""
 
 from __future__ import annotations
 
