@@ -58,6 +58,7 @@ int run{index}(const float *const *p, float *y, float *scratch, int threads) {{
         {first}, {end}, expand{index}, project{index}, &depthwise, spans{index}, {len(spans)}, {strip}, 8}};
     const fw_block_data data = {{
         p[0], {"p[0]" if residual else "NULL"}, y, p[1], p[2], NULL, p[3], p[4], NULL, p[5], p[6], NULL}};
+    (void)expand, (void)project;
     for (int t = 0; t < threads; t++) fw_inverted(&block, &data, scratch, t, threads);
     return (int)fw_block_floats(&block);
 }}

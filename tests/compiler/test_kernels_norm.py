@@ -26,8 +26,8 @@ MATHS = {
     "expm1": (np.expm1, -30, 88, 4, "vf_expm1(v)"),
     "log": (np.log, 1e-37, 1e38, 2, "vf_log(v)"),
     "tanh": (np.tanh, -12, 12, 3, "vf_tanh(v)"),
-    "sigmoid": (sigmoid, -80, 80, 4, "vf_sigmoid(v)"),
-    "erf": (erf, -5, 5, 3, "vf_erf(v)"),
+    "sigmoid": (sigmoid, -80, 80, lambda x: 4 + np.abs(x), "vf_sigmoid(v)"),
+    "erf": (erf, -5, 5, 5, "vf_erf(v)"),
 }
 ACTIVATIONS = {
     "silu": (lambda x: x * sigmoid(x), "vf_silu(v)"),
@@ -85,7 +85,8 @@ def test_mathematics(maths, name):
         x[: 1 << 16] = np.geomspace(1e-30, 1, 1 << 16)
     expected = reference(x.astype(float))
     ulp = np.abs(apply(maths, name, x) - expected) / np.spacing(np.abs(expected).astype(np.float32))
-    assert ulp.max() <= most, (name, ulp.max(), x[ulp.argmax()])
+    excess = ulp - (most(x) if callable(most) else most)
+    assert excess.max() <= 0, (name, ulp.max(), x[excess.argmax()])
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -36,9 +36,13 @@ typedef struct fw_depthwise {
     ptrdiff_t r_image, r_row, r_column;                /* the same for the residual */
 } fw_depthwise;
 
-/* One tile over all channels: x at the first valid tap row and input column LO, w at that tap row, `taps` rows. */
+/* One tile over `vectors` vectors of channels, `last` lanes of the last one stored: x at the first valid tap row and
+ * input column LO, w at that tap row, `taps` rows. */
 typedef void fw_depthwise_tile(const fw_depthwise *shape, const float *x, const float *w, const float *bias,
-                               const float *aux, const float *r, float *y, int taps);
+                               const float *aux, const float *r, float *y, int taps, int vectors, int last);
+
+/* The part of a first-level cache that the windows of one tile may fill; wider ones run in parts of the channels. */
+#define FW_DEPTHWISE_BYTES 20480
 
 typedef struct fw_depthwise_span {
     fw_depthwise_tile *tile;
@@ -48,14 +52,13 @@ typedef struct fw_depthwise_span {
 } fw_depthwise_span;
 
 #define FW_DEFINE_DEPTHWISE_TILE(name, KW, SX, DX, R, LO, HI, EPILOGUE, RESIDUAL)                                      \
-    FW_NOINLINE void name(const fw_depthwise *shape, const float *x, const float *w, const float *bias,               \
-                          const float *aux, const float *r, float *y, int taps) {                                     \
-        const ptrdiff_t row = shape->dilation_rows * shape->x_row * (ptrdiff_t)sizeof(float);                         \
+    FW_NOINLINE void name(const fw_depthwise *shape, const float *x, const float *w, const float *bias,                \
+                          const float *aux, const float *r, float *y, int taps, int vectors, int last) {               \
+        const ptrdiff_t row = shape->dilation_rows * shape->x_row * (ptrdiff_t)sizeof(float);                          \
         const ptrdiff_t panel = (ptrdiff_t)shape->tap_rows * (KW) * VL;                                                \
-        const int vectors = shape->vectors;                                                                            \
         (void)aux, (void)r;                                                                                            \
         for (int c = 0; c < vectors; c++, x += VL, w += panel) {                                                       \
-            const int lanes = c + 1 < vectors ? VL : shape->lanes;                                                     \
+            const int lanes = c + 1 < vectors ? VL : last;                                                             \
             const float *wk = w;                                                                                       \
             const char *xk = (const char *)x;                                                                          \
             vf acc[R];                                                                                                 \
@@ -66,7 +69,7 @@ typedef struct fw_depthwise_span {
                 FW_HIDE_STRIDES;                                                                                       \
                 FW_UNROLL for (int tx = 0; tx < (KW); tx++) wv[tx] = vf_load(wk + tx * VL);                            \
                 FW_UNROLL for (int j = (LO); j < (HI); j++) {                                                          \
-                    const vf xv = vf_load(FW_ROW(xk, j - (LO)));                                                     \
+                    const vf xv = vf_load(FW_ROW(xk, j - (LO)));                                                       \
                     FW_UNROLL for (int tx = 0; tx < (KW); tx++) {                                                      \
                         const int m = (j - tx * (DX)) / (SX);                                                          \
                         if (m * (SX) == j - tx * (DX) && m >= 0 && m < (R)) acc[m] = vf_fma(xv, wv[tx], acc[m]);       \
@@ -83,26 +86,41 @@ typedef struct fw_depthwise_span {
         }                                                                                                              \
     }
 
-/* Output rows first <= row < end of one image. x stands at input row x_first, r at output row 0, y at row y_first. */
-FW_NOINLINE void fw_depthwise_rows(const fw_depthwise *s, const fw_depthwise_span *spans, int count, const float *x,
-                                   int x_first, const float *w, const float *bias, const float *aux, const float *r,
-                                   float *y, int y_first, int first, int end) {
+/* One tile position down the output rows first <= row < end: each input row is fetched once and stays in the
+ * first-level cache for the rows below. */
+FW_INLINE void fw_depthwise_column(const fw_depthwise *s, fw_depthwise_tile *tile, const float *x, int x_first,
+                                   const float *w, const float *bias, const float *aux, const float *r, float *y,
+                                   int y_first, int first, int end, int vectors, int lanes) {
     const int step = s->dilation_rows;
     for (int row = first; row < end; row++) {
         const int top = row * s->stride_rows - s->pad_top;
         const int from = top < 0 ? fw_smaller(fw_ceil_div(-top, step), s->tap_rows) : 0;
         const int to = top < s->in_rows ? fw_smaller(s->tap_rows, fw_ceil_div(s->in_rows - top, step)) : 0;
         const int taps = to > from ? to - from : 0;
-        const float *in = x + (taps ? top + from * step - x_first : 0) * s->x_row;
-        const float *add = r ? r + row * s->r_row : r;
-        float *out = y + (row - y_first) * s->y_row;
-        for (int n = 0; n < count; n++) {
-            const fw_depthwise_span *span = spans + n;
+        tile(s, x + (taps ? top + from * step - x_first : 0) * s->x_row, w + (ptrdiff_t)from * s->tap_columns * VL,
+             bias, aux, r ? r + row * s->r_row : r, y + (row - y_first) * s->y_row, taps, vectors, lanes);
+    }
+}
+
+/* Output rows first <= row < end of one image. x stands at input row x_first, r at output row 0, y at row y_first. */
+FW_NOINLINE void fw_depthwise_rows(const fw_depthwise *s, const fw_depthwise_span *spans, int count, const float *x,
+                                   int x_first, const float *w, const float *bias, const float *aux, const float *r,
+                                   float *y, int y_first, int first, int end) {
+    const ptrdiff_t panel = (ptrdiff_t)s->tap_rows * s->tap_columns * VL;
+    for (int n = 0; n < count; n++) {
+        const fw_depthwise_span *span = spans + n;
+        const int window = s->tap_rows * (span->in_columns + s->tap_columns) * VL * (int)sizeof(float);
+        const int parts = fw_ceil_div(s->vectors * window, FW_DEPTHWISE_BYTES);
+        const int some = fw_ceil_div(s->vectors, fw_smaller(parts, s->vectors));
+        for (int c = 0; c < s->vectors; c += some) {
+            const int vectors = fw_smaller(some, s->vectors - c), lanes = c + vectors < s->vectors ? VL : s->lanes;
             for (int t = 0; t < span->count; t++) {
                 const ptrdiff_t column = span->column + t * span->columns;
-                span->tile(s, in + (span->in_column + t * span->in_columns) * s->x_column,
-                           w + (ptrdiff_t)from * s->tap_columns * VL, bias, aux,
-                           add ? add + column * s->r_column : add, out + column * s->y_column, taps);
+                const ptrdiff_t in_column = span->in_column + t * span->in_columns;
+                fw_depthwise_column(s, span->tile, x + in_column * s->x_column + c * VL, x_first, w + c * panel,
+                                    bias + c * VL, aux ? aux + c * VL : aux,
+                                    r ? r + column * s->r_column + c * VL : r, y + column * s->y_column + c * VL,
+                                    y_first, first, end, vectors, lanes);
             }
         }
     }

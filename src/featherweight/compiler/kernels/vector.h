@@ -31,7 +31,7 @@
 #define VL FW_VL
 
 /* Which intrinsics replace the plain form below; at most one of them is defined. */
-#if VL == 16 && defined(__AVX512F__)
+#if VL == 16 && defined(__AVX512F__) && defined(__AVX512DQ__)
 #define FW_AVX512
 #elif VL == 8 && defined(__AVX2__)
 #define FW_AVX2
@@ -236,6 +236,8 @@ FW_INLINE vf vf_round(vf v) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(FW_AVX2)
     return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(FW_SSE2) && defined(__SSE4_1__)
+    return _mm_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(FW_NEON)
     return vrndnq_f32(v);
 #elif defined(FW_WASM)
@@ -249,6 +251,12 @@ FW_INLINE vf vf_floor(vf v) {
     return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #elif defined(FW_AVX2)
     return _mm256_round_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif defined(FW_SSE2) && defined(__SSE4_1__)
+    return _mm_round_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif defined(FW_NEON)
+    return vrndmq_f32(v);
+#elif defined(FW_WASM)
+    return (vf)wasm_f32x4_floor((v128_t)v);
 #else
     return vf_map(floorf, v);
 #endif
