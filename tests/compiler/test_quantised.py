@@ -125,6 +125,19 @@ def test_a_classifier_gives_floats(tmp_path):
     assert "8-bit product" in " ".join(check(path, tmp_path, 0.01))
 
 
+def test_products_of_rows_of_any_rank(tmp_path):
+    """A product over the last of four axes is no convolution over channels."""
+    b = Builder()
+    x = b.through_bytes("x", 0.03, 128)
+    x = b.through_bytes(b.op("Transpose", x, perm=[0, 2, 3, 1]), 0.03, 128)
+    weight = b.weight(20, 24)
+    b.constants[b.nodes[-1].input[0]] = b.constants[b.nodes[-1].input[0]].T.copy()
+    b.nodes[-1].attribute[0].i = 1
+    x = b.through_bytes(b.op("MatMul", x, weight), 0.2, 128)
+    path = b.save(tmp_path / "m.onnx", x, {"x": [2, 24, 5, 3]}, [2, 5, 3, 20])
+    assert "8-bit product" in " ".join(check(path, tmp_path, 0.2))
+
+
 def test_weights_that_no_kernel_takes_become_floats(tmp_path):
     """Asymmetric weights stay a float convolution, not an error."""
     b = Builder()

@@ -103,7 +103,7 @@ def emit_quantised_conv(lowering: Lowering, node: Node) -> None:
     shape = lowering.graph.shape(node.inputs[0])
     outputs = lowering.graph.shape(node.outputs[0])
     layer = _Layer(lowering, node)
-    if not (len(shape) == 4 and node.outputs[0] in lowering.pixel):
+    if node.attrs["rows"]:
         _emit_rows(layer, shape, outputs)
         return
     window = conv_window(node.attrs["conv"], layer.weight.shape[2:], shape[2:], outputs[2:])

@@ -12,6 +12,7 @@ from featherweight.compiler.emit_elementwise import emit_quantize
 from featherweight.compiler.emit_int8 import headers
 from featherweight.compiler.emit_pixel import pixel_strides
 from featherweight.compiler.graph import Node
+from featherweight.compiler.loops import copy
 from featherweight.compiler.lower import Lowering, emits, emits_pixel
 from featherweight.compiler.pack_int8 import blocks_of, unary_table
 from featherweight.compiler.program import View
@@ -139,21 +140,35 @@ def emit_byte_pool(lowering: Lowering, node: Node) -> None:
 
 @emits_pixel("QConcat")
 def emit_byte_concat(lowering: Lowering, node: Node) -> None:
-    """Channels side by side, by way of a table where the scale changes."""
+    """Channels side by side; a part of another scale passes through a table first."""
     headers(lowering, "int8_elementwise.h")
-    views = [lowering.own_pixels(name) for name in node.inputs]
-    writer = lowering.start(node, "8-bit copy")
-    pointers = [writer.pointer(view) for view in views]
-    y = lowering.write(writer, node.outputs[0])
+    whole = node.attrs["y"]
+    parts = []
     channel = 0
-    for x, view, pair in zip(pointers, views, node.attrs["parts"], strict=True):
-        table = "NULL"
-        if pair != node.attrs["y"]:
-            table = writer.constant(unary_table(lambda value: value, pair, node.attrs["y"])).var
-        pixels = math.prod(view.shape) // view.shape[1]
-        target = f"{y.var} + {channel}, {y.strides[3]}, {pixels}, {view.shape[1]}, {table}"
-        writer.line(f"fw_u8_copy({x.var}, {view.strides[3]}, {target}, tid, threads);")
-        channel += view.shape[1]
+    for name, pair in zip(node.inputs, node.attrs["parts"], strict=True):
+        if lowering.homes.get(name, ("",))[0] != node.outputs[0]:
+            view = lowering.own_pixels(name)
+            if pair != whole:
+                view = _rescaled(lowering, name, view, unary_table(lambda value: value, pair, whole))
+            parts.append((view, channel))
+        channel += lowering.graph.shape(name)[1]
+    if not parts:
+        return
+    writer = lowering.start(node, "8-bit copy")
+    pointers = [writer.pointer(view) for view, _ in parts]
+    y = lowering.write(writer, node.outputs[0])
+    for x, (view, channel) in zip(pointers, parts, strict=True):
+        copy(writer, x, y, view.shape, target_offset=channel)
+
+
+def _rescaled(lowering: Lowering, name: str, view: View, table: np.ndarray) -> View:
+    """Emit a step that sends all bytes of a tensor through a table; return the result."""
+    target = lowering.pixel_view(view.shape, dtype=view.dtype)
+    writer = lowering.start(Node("QTable", f"{name} in another scale", [name], [name]), "8-bit table")
+    x, values = writer.pointer(view), writer.constant(table)
+    y = writer.pointer(target, writes=True)
+    writer.line(f"fw_u8_table({x.var}, {y.var}, {_elements(view)}, {values.var}, tid, threads);")
+    return target
 
 
 @emits_pixel("Gather")

@@ -1,8 +1,8 @@
 """Steps of C and the memory that they read and write: what lowering produces and the source file is made of.
 
 A *storage* is one run of memory: a piece of the arena, of the weights, or a caller's input or output. A
-tensor is a *view* of a storage: an offset and one stride a dimension, in elements. So a reshape, a split or a pixel
-layout costs nothing to describe.
+tensor is a *view* of a storage: an offset and one stride a dimension, in elements. So a reshape, a split or
+a pixel layout costs nothing to describe.
 """
 
 from __future__ import annotations

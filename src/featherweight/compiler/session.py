@@ -149,7 +149,7 @@ class Session:
 
 
 def _load(library: Path) -> ctypes.CDLL:
-    """Load a library under a name of its own: the system returns an older one that was loaded from the same path."""
+    """Load a library under a name of its own: for a known path the system returns what it loaded before."""
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / library.name
         try:

@@ -17,7 +17,7 @@ MAP_BYTES = 2**20
 """Maps below this stay in a second-level cache between two layers."""
 
 
-def fuse_blocks(graph: Graph, map_bytes: int = MAP_BYTES) -> None:
+def fuse_blocks(graph: Graph) -> None:
     """Replace the convolutions of each such block by one `Block`, in place of the last."""
     for node in list(graph.nodes):
         if node.op != "Conv" or not is_pixel_conv(graph, node) or not is_depthwise(graph, node):
@@ -40,7 +40,7 @@ def fuse_blocks(graph: Graph, map_bytes: int = MAP_BYTES) -> None:
         if _residual(graph, node) or node.outputs[0] in project.inputs[1:]:
             continue
         inner = [node.outputs[0]] + ([node.inputs[0]] if expand else [])
-        if max(math.prod(graph.shape(name)) * 4 for name in inner) < map_bytes:
+        if max(math.prod(graph.shape(name)) * 4 for name in inner) < MAP_BYTES:
             continue
         first = expand or node
         attrs = {"expand": expand, "depthwise": node, "project": project}

@@ -39,6 +39,9 @@ FOLLOWERS = frozenset(
 
 
 BYTE_FOLLOWERS = frozenset({"Concat", "Split", "Slice", "Gather", "Resize", "DepthToSpace", "SpaceToDepth"})
+MAKERS = frozenset({"Conv", "Group", "Concat", "QConv"})
+"""Operators that can write a part of a wider map: they keep off the channels behind their own."""
+
 FRAMED = frozenset({"Conv", "Group", "Concat", "MaxPool", "AveragePool"})
 """Operators that can leave room for a border around their result."""
 
@@ -82,7 +85,7 @@ def _is_image(graph: Graph, name: str) -> bool:
 
 def _is_byte_image(graph: Graph, node: Node, pixel: set[str]) -> bool:
     """Say whether an integer operator works on pixels; tables and sums also run on rows of bytes."""
-    if not _is_image(graph, node.outputs[0]):
+    if node.attrs.get("rows") or not _is_image(graph, node.outputs[0]):
         return False
     alike = all(graph.shape(name) == graph.shape(node.outputs[0]) for name in node.inputs)
     flexible = node.op in ("QTable", "QAdd", "QMul") and alike
@@ -126,13 +129,16 @@ def plan_homes(graph: Graph, pixel: frozenset[str]) -> dict[str, tuple[str, int]
     producers, consumers = graph.producers(), graph.consumers()
     homes: dict[str, tuple[str, int]] = {}
     for node in graph.nodes:
-        if node.op != "Concat" or node.outputs[0] not in pixel or node.attrs["axis"] % 4 != 1:
+        if node.op not in ("Concat", "QConcat") or node.outputs[0] not in pixel:
+            continue
+        if node.op == "Concat" and node.attrs["axis"] % 4 != 1:
             continue
         channel = 0
-        for name in node.inputs:
+        whole = node.attrs.get("y")
+        for name, pair in zip(node.inputs, node.attrs.get("parts", [None] * len(node.inputs)), strict=True):
             producer = producers.get(name)
-            able = producer is not None and producer.op in ("Conv", "Group", "Concat") and name in pixel
-            joins = [reader for reader in consumers[name] if reader.op == "Concat"]
+            able = producer is not None and producer.op in MAKERS and name in pixel and pair == whole
+            joins = [reader for reader in consumers[name] if reader.op in ("Concat", "QConcat")]
             if able and len(joins) == 1 and name not in graph.outputs:
                 homes[name] = (node.outputs[0], channel)
             channel += graph.shape(name)[1]

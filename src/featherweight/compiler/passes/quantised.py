@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from featherweight.compiler.graph import Graph, Node, TensorType
+from featherweight.compiler.passes.quantised_fusion import fuse_concats, fuse_sums, fuse_tables
 from featherweight.compiler.passes.quantised_tables import table_of
 
 Scale = tuple[float, int]
@@ -66,6 +67,7 @@ def lift_quantised(graph: Graph) -> None:
     graph.remove_dead()
     fuse_tables(graph)
     fuse_sums(graph)
+    fuse_concats(graph)
     fold_constants(graph)
 
 
@@ -224,6 +226,7 @@ def _lift_product(lifter: _Lifter, node: Node) -> None:
     end, low, high = lifter.clipped(node.outputs[0])
     attrs = {
         "conv": node.attrs if node.op == "Conv" else {},
+        "rows": node.op != "Conv",
         "weight": weight,
         "bias": bias if len(bias) else None,
         "w_scale": w_scale,
@@ -335,51 +338,6 @@ RULES: dict[str, Callable[[_Lifter, Node], None]] = {
     "Resize": _lift_move,
     **dict.fromkeys(MOVES, _lift_move),
 }
-
-
-def fuse_tables(graph: Graph) -> None:
-    """Let a convolution look its result up where only a table reads it."""
-    for node in list(graph.nodes):
-        if node.op != "QTable":
-            continue
-        producer = graph.producers().get(node.inputs[0])
-        alone = len(graph.consumers()[node.inputs[0]]) == 1 and node.inputs[0] not in graph.outputs
-        if producer is not None and producer.op == "QConv" and alone and "table" not in producer.attrs:
-            producer.attrs = {**producer.attrs, "table": node.attrs["table"]}
-            producer.outputs = list(node.outputs)
-            graph.nodes.remove(node)
-
-
-def fuse_sums(graph: Graph) -> None:
-    """Let the last convolution before a sum add the other map itself, where only the sum reads its result."""
-    for node in list(graph.nodes):
-        if node.op != "QAdd":
-            continue
-        producers, consumers = graph.producers(), graph.consumers()
-        hosts = []
-        for side, name in enumerate(node.inputs):
-            host = producers.get(name)
-            alone = len(consumers[name]) == 1 and name not in graph.outputs
-            if host is not None and host.op == "QConv" and alone and _adds(graph, host, name):
-                hosts.append((graph.nodes.index(host), side, host))
-        if not hosts:
-            continue
-        _, side, host = max(hosts)
-        mine, other = ("a", "b") if side == 0 else ("b", "a")
-        keep = {key: node.attrs[key] for key in ("y", "low", "high")}
-        host.attrs = {**host.attrs, "sum": {**keep, "q": node.attrs[mine], "r": node.attrs[other]}}
-        host.inputs = [host.inputs[0], node.inputs[1 - side]]
-        host.outputs = list(node.outputs)
-        graph.nodes[graph.nodes.index(node)] = host
-        graph.nodes.remove(host)
-
-
-def _adds(graph: Graph, host: Node, name: str) -> bool:
-    """Say whether a convolution has no activation of its own, which the fused sum has no room for."""
-    scale, zero = host.attrs["y"]
-    steps = [value / scale + zero for value in (host.attrs["low"], host.attrs["high"])]
-    free = steps[0] <= 0 and steps[1] >= 255
-    return free and "table" not in host.attrs and "sum" not in host.attrs and len(graph.shape(name)) == 4
 
 
 def fold_constants(graph: Graph, most: int | None = None) -> None:
