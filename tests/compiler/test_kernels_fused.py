@@ -145,3 +145,43 @@ def test_chain(build, threads):
     scratch = np.empty(threads * 8 * -(-40 // lanes) * lanes, np.float32)
     call(library.run, pointers, y, scratch, threads)
     np.testing.assert_allclose(y.transpose(0, 3, 1, 2)[:, :10], expected, rtol=1e-4, atol=1e-3)
+
+
+STEM = """
+FW_DEFINE_CONV(stem, 4, 2, FW_TAIL(FW_VECTORS(20), 2), FW_EPILOGUE_RELU, 0)
+void run(const float *const *p, float *y, float *scratch, int threads);
+void run(const float *const *p, float *y, float *scratch, int threads) {
+    const fw_conv expand = {
+        .columns = 7, .tap_rows = 3, .tap_columns = 1, .depth = 9, .vectors = FW_VECTORS(20), .lanes = VL,
+        .block_groups = 1, .x_image = 3 * 15 * 13, .x_row = 2 * 3 * 15, .x_column = 6, .x_tap_row = 3 * 15,
+        .y_column = FW_CS(20)};
+    const fw_depthwise depthwise = {
+        2, 6, 6, 3, 3, 1, 1, 1, FW_VECTORS(20), VL, 0, 7 * FW_CS(20), FW_CS(20),
+        6 * 7 * FW_CS(20), 7 * FW_CS(20), FW_CS(20), 0, 0, 0};
+    const fw_block block = {&expand, NULL, stem, NULL, &depthwise, spans, 1, 2, 4};
+    const fw_block_data data = {p[0], NULL, y, p[1], p[2], NULL, p[3], p[4], NULL, NULL, NULL, NULL};
+    for (int t = 0; t < threads; t++) fw_inverted(&block, &data, scratch, t, threads);
+}
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_stem(build, threads):
+    """A 3x3 convolution of stride 2 on three tight channels, straight into a depthwise one."""
+    tile = "FW_DEFINE_DEPTHWISE_TILE(tile, 3, 1, 1, 7, 1, 8, FW_EPILOGUE_NONE, 0)\n"
+    spans = "static const fw_depthwise_span spans[] = {{tile, 1, 0, 7, 0, 7}};\n"
+    library = build(CONV_HEAD.replace("conv.h", "fused.h") + tile + spans + STEM)
+    lanes = library.lanes()
+    x, bias, shift = noise(2, 3, 11, 13), noise(20) + 1, noise(20)
+    weight, depthwise = noise(20, 3, 3, 3), noise(20, 1, 3, 3)
+    expected = layer(layer(x, weight, bias, 2, 1, True), depthwise, shift, 1, 20, False)
+    image = np.ascontiguousarray(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))).transpose(0, 2, 3, 1))
+    packed = [
+        *(image, pack.conv_weights(weight, lanes, 2), pack.pad_channels(bias, lanes)),
+        *(pack.depthwise_weights(depthwise, lanes), pack.pad_channels(shift, lanes)),
+    ]
+    floats = -(-20 // lanes) * lanes
+    y = np.full((2, 6, 7, floats), np.nan, np.float32)
+    pointers = np.array([a.ctypes.data for a in packed], np.uintp)
+    call(library.run, pointers, y, np.empty(threads * 4 * 7 * floats, np.float32), threads)
+    np.testing.assert_allclose(y.transpose(0, 3, 1, 2)[:, :20], expected, rtol=1e-4, atol=1e-4)

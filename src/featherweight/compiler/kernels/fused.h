@@ -6,6 +6,8 @@
  * depthwise reads the band and writes its strip, the projecting 1x1 reads that and writes y. The rows that two strips
  * share move from the band's end to its start, so nothing is computed twice (but where two threads meet).
  *   expand == NULL: the depthwise reads x itself (separable convolution: depthwise -> 1x1).
+ *   expand may be any other convolution with MR <= columns, a stem say: then x, x_row and the taps mean what they do in
+ *   conv.h, the border of zeros included.
  *   project == NULL: the depthwise writes y itself (a squeeze-excite follows, which needs the whole map).
  * The layers are described as they would be alone (conv.h, depthwise.h), with tiles and epilogues of their own. Of the
  * 1x1 layers only columns (of one row), depth, vectors, lanes, block_groups, x_column, y_column, r_column and the image
@@ -64,6 +66,24 @@ FW_INLINE void fw_pixels(const fw_conv *layer, fw_conv_function *run, int block_
     run(&part, x, w, bias, aux, r, y, 0, 1);
 }
 
+/* Rows start <= row < start + rows of the expanded tensor of one image, into the band. */
+static inline void fw_expand_rows(const fw_block *b, const fw_block_data *p, const float *x, float *band, int start,
+                                  int rows) {
+    const fw_conv *e = b->expand;
+    const ptrdiff_t tight = e->columns * e->x_column;
+    if (e->tap_rows * e->tap_columns == 1 && (e->x_row == 0 || e->x_row == tight)) {
+        fw_pixels(e, b->run_expand, b->block_columns, x + start * tight, p->expand_w, p->expand_bias, p->expand_aux,
+                  NULL, band, rows * e->columns);
+    } else {
+        fw_conv part = *e;
+        part.images = part.block_rows = 1;
+        part.rows = rows;
+        part.block_columns = e->columns;
+        part.y_row = b->depthwise->x_row;
+        b->run_expand(&part, x + start * e->x_row, p->expand_w, p->expand_bias, p->expand_aux, NULL, band, 0, 1);
+    }
+}
+
 /* Output rows first <= row < end of one image. */
 static inline void fw_inverted_rows(const fw_block *b, const fw_block_data *p, const float *x, const float *r, float *y,
                                     float *scratch, int first, int end) {
@@ -80,10 +100,7 @@ static inline void fw_inverted_rows(const fw_block *b, const fw_block_data *p, c
         if (b->expand && last > need) {
             const int kept = high > need ? high - need : 0, start = need + kept;
             if (kept) memmove(scratch, scratch + (need - low) * d->x_row, (size_t)(kept * d->x_row) * sizeof(float));
-            if (last > start)
-                fw_pixels(b->expand, b->run_expand, b->block_columns,
-                          x + (ptrdiff_t)start * b->expand->columns * b->expand->x_column, p->expand_w, p->expand_bias,
-                          p->expand_aux, NULL, scratch + kept * d->x_row, (last - start) * b->expand->columns);
+            if (last > start) fw_expand_rows(b, p, x, scratch + kept * d->x_row, start, last - start);
             low = need;
             high = last;
         }
