@@ -236,3 +236,39 @@ def test_concatenations_and_shuffles_cost_one_copy_at_most(tmp_path):
     found = check(halves_that_are_shuffled, tmp_path)
     assert len([name for name in found if name in ("loops", "layout")]) <= 4
     assert "loops" not in check(parts_of_odd_width, tmp_path)
+
+
+def sparse_layers():
+    """An inverted residual with mostly zero 1x1 weights, alone and in blocks that share columns."""
+
+    def pruned(outputs, inputs, rows=1):
+        keep = RNG.random((outputs // rows, inputs)).repeat(rows, 0) < 0.15
+        return noise(outputs, inputs, 1, 1) * keep[:, :, None, None]
+
+    clip = {"low": np.float32(0), "high": np.float32(6)}
+    return graph(
+        conv("x", "s", noise(20, 3, 3, 3)),
+        conv("s", "e", pruned(48, 20)),
+        node("Clip", ["e", "low", "high"], ["ec"]),
+        conv("ec", "m", noise(48, 1, 3, 3), group=48),
+        node("Mul", ["m", "slope"], ["ms"]),
+        node("Sigmoid", ["ms"], ["mg"]),
+        node("Mul", ["ms", "mg"], ["mc"]),
+        conv("mc", "q", pruned(20, 48, rows=4)),
+        node("Add", ["q", "s"], ["r"]),
+        conv("r", "e2", pruned(30, 20)),
+        node("Relu", ["e2"], ["er"]),
+        conv("er", "m2", noise(30, 1, 5, 5), group=30, strides=[2, 2]),
+        node("Relu", ["m2"], ["y"]),
+        inputs={"x": [2, 3, 15, 14]},
+        outputs={"y": [2, 30, 8, 7]},
+        slope=noise(48, 1, 1),
+        **clip,
+    )
+
+
+@pytest.mark.parametrize("target", ["native", "generic-c"])
+def test_sparse_layers_equal_onnxruntime(target, tmp_path):
+    found = check(sparse_layers, tmp_path, target, threads=2)
+    assert sum(name.startswith("sparse 1x1") for name in found) == 3
+    assert sum(name.startswith("planar depthwise") for name in found) == 2

@@ -28,10 +28,11 @@ class Epilogue:
     Args:
         lowering: the state of lowering.
         node: a convolution or `Linear`, with or without a fused body.
+        planar: vectors run over pixels, so that a constant a channel is one number.
     """
 
-    def __init__(self, lowering: Lowering, node: Node) -> None:
-        self.lowering, self.node = lowering, node
+    def __init__(self, lowering: Lowering, node: Node, planar: bool = False) -> None:
+        self.lowering, self.node, self.planar = lowering, node, planar
         graph = lowering.graph
         extra = node.inputs[3:]
         self.residual = next((name for name in extra if graph.constant(name) is None), "")
@@ -41,14 +42,17 @@ class Epilogue:
         self.name = "FW_EPILOGUE_NONE"
 
     def define(self, vectors: int) -> None:
-        """Emit the function; constants a channel lie one behind another, `vectors` vectors each."""
+        """Emit the function; constants lie in runs of `vectors` vectors, or channels if planar."""
         body = self.node.attrs.get("body")
         if not body:
             return
         values = literals(self.lowering, self.node.inputs[3:], vector=True)
         lines = []
         for index, name in enumerate(self.channel_constants):
-            lines.append(f"const vf c{index} = vf_load(aux + {index * vectors} * VL);")
+            place = (
+                f"vf_set(aux[{index * vectors}])" if self.planar else f"vf_load(aux + {index * vectors} * VL)"
+            )
+            lines.append(f"const vf c{index} = {place};")
             values[name] = f"c{index}"
         values[self.node.attrs["sum"]] = "sum"
         if self.residual:

@@ -46,7 +46,7 @@ def _residual(
 
 
 def _share_residual(lowering: Lowering, writer: StepWriter, name: str, x: Operand, y: Operand) -> None:
-    """Let the result take the place of a residual that dies here, unless the layer reads it as its input too."""
+    """Let the result take the place of a residual that dies here, unless it is the layer's input too."""
     if name:
         view = lowering.pixel_of(name)
         same = (view.strides, view.offset) == (y.view.strides, y.view.offset)

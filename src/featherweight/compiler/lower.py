@@ -155,8 +155,8 @@ class Lowering:
             place, offset = "output", self.graph.outputs.index(name)
         else:
             place, offset = "arena", -1
-        # The 8-bit kernels read a few bytes behind the last row.
-        size = kind.size_bytes + (ALIGNMENT if kind.dtype.itemsize == 1 else 0)
+        # Kernels read up to a vector behind the last element.
+        size = kind.size_bytes + (ALIGNMENT if place == "arena" else 0)
         storage = self.program.allocate(max(size, 1), place, offset)
         return View(storage, kind.dtype, kind.shape, row_major(kind.shape))
 
@@ -260,7 +260,7 @@ class Lowering:
         if view.is_plain:
             return view
         kind = self.graph.types[name]
-        storage = self.program.allocate(max(kind.size_bytes, 1))
+        storage = self.program.allocate(kind.size_bytes + ALIGNMENT)
         target = View(storage, kind.dtype, kind.shape, row_major(kind.shape))
         convert_to_plain(self, name, view, target)
         self.program.views[name] = target

@@ -13,6 +13,7 @@ from featherweight.compiler.passes.group import fuse_epilogues, group_elementwis
 from featherweight.compiler.passes.layout import choose_layout, plan_homes, wanted_borders
 from featherweight.compiler.passes.lift import lift_patterns
 from featherweight.compiler.passes.quantised import lift_quantised
+from featherweight.compiler.passes.sparse import mark_planar
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def run_passes(graph: Graph) -> Layout:
     lift_patterns(graph)
     fold_norms(graph)
     group_elementwise(graph)
+    mark_planar(graph)
     fuse_epilogues(graph)
     fuse_blocks(graph)
     pixel = choose_layout(graph)

@@ -22,6 +22,8 @@ def fuse_blocks(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "Conv" or not is_pixel_conv(graph, node) or not is_depthwise(graph, node):
             continue
+        if "planar" in node.attrs:
+            continue
         producers, consumers = graph.producers(), graph.consumers()
         expand = producers.get(node.inputs[0])
         if not (expand is not None and _is_inner(graph, expand, consumers) and not _residual(graph, expand)):
@@ -53,6 +55,8 @@ def fuse_blocks(graph: Graph) -> None:
 
 def _is_pointwise(graph: Graph, node: Node) -> bool:
     if node.op != "Conv" or not is_pixel_conv(graph, node) or node.attrs.get("group", 1) != 1:
+        return False
+    if "planar" in node.attrs:
         return False
     strides = set(node.attrs.get("strides") or [1])
     return graph.shape(node.inputs[1])[2:] == (1, 1) and strides == {1} and not any(conv_border(graph, node))

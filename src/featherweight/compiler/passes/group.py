@@ -109,8 +109,10 @@ def _host(graph: Graph, group: Node) -> Node | None:
 
 def _is_residual(graph: Graph, name: str, shape: tuple[int, ...], host: Node) -> bool:
     own = graph.shape(name)
-    if graph.dtype(name) != np.float32:
+    if graph.dtype(name) != np.float32 or host.attrs.get("planar") == "depthwise":
         return False
+    if "planar" in host.attrs:
+        return own == shape
     # One value a channel of each image repeats over the pixels: the gate of a squeeze-excite.
     return own == shape or (host.op == "Conv" and len(shape) == 4 and own == (*shape[:2], 1, 1))
 

@@ -54,7 +54,7 @@ def choose_layout(graph: Graph) -> frozenset[str]:
     consumers = graph.consumers()
     for node in graph.nodes:
         if node.op == "Conv":
-            chosen = is_pixel_conv(graph, node)
+            chosen = is_pixel_conv(graph, node) and "planar" not in node.attrs
         elif node.op == "Block":
             chosen = True
         elif node.op in INTEGER:

@@ -1,4 +1,4 @@
-"""Move tables, sums and changes of scale into the 8-bit convolution before them, where only they read its result."""
+"""Move tables, sums and changes of scale into the 8-bit convolution that only they read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _adds(graph: Graph, host: Node, name: str) -> bool:
 
 
 def fuse_concats(graph: Graph) -> None:
-    """Let a convolution write its part of a concatenation in the scale of the whole, where nothing else reads it."""
+    """Let a convolution write its part of a concatenation in the scale of the whole, if it alone reads it."""
     producers, consumers = graph.producers(), graph.consumers()
     for node in graph.nodes:
         if node.op != "QConcat":
