@@ -52,5 +52,6 @@ def test_features_only():
 def test_timm_passes_through():
     pytest.importorskip("timm", reason="the extra 'timm' is not installed")
     assert create_model("timm/mobilenetv2_035", num_classes=3).num_classes == 3
+    assert create_model("timm/repvit_m0_9", num_classes=3).num_classes == 3  # takes no drop_path_rate
     with pytest.raises(UsageError, match="timm has no model"):
         create_model("timm/mobilenetv2_036")

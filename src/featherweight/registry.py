@@ -114,6 +114,8 @@ def create_model(
         **kwargs,
     }
     if name.startswith("timm/"):
+        # Not every network of timm knows both rates; 0 is what all of them start from.
+        shared = {key: value for key, value in shared.items() if value or not key.startswith("drop_")}
         return _create_timm(
             name.removeprefix("timm/"),
             pretrained=pretrained,
