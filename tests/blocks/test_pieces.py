@@ -33,6 +33,38 @@ def test_conv_norm_act_parts():
     assert ConvNormAct(3, 5, momentum=0.05).norm.momentum == 0.05
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_depthwise_1x1_convolution_only_scales(bias, dtype, monkeypatch):
+    unit = ConvNormAct(6, 6, 1, groups=6, bias=bias).to(dtype)
+    x = torch.randn(2, 6, 3, 4, dtype=dtype)
+    unit.norm, unit.act = nn.Identity(), nn.Identity()
+    weights = list(unit.conv.parameters())
+    outputs = [unit.conv(x)]
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda *_: pytest.fail("the convolution ran"))
+    outputs.append(unit(x))
+    torch.testing.assert_close(outputs[1], outputs[0])
+    expected, found = (torch.autograd.grad(output.sum(), weights) for output in outputs)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_captured_graph_keeps_the_depthwise_1x1_convolution():
+    unit = ConvNormAct(6, 6, 1, groups=6).eval()
+    exported = torch.export.export(unit, (torch.randn(2, 6, 3, 4),))
+    assert any("conv2d" in str(node.target) for node in exported.graph.nodes)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.SiLU])
+def test_an_activation_in_place_changes_neither_input_nor_gradients(act):
+    unit, x = ConvNormAct(3, 5, 3, act=act), torch.randn(2, 3, 6, 6, requires_grad=True)
+    plain = nn.Sequential(unit.conv, unit.norm, act())
+    before = x.detach().clone()
+    gradients = [torch.autograd.grad(net(x).square().sum(), [x, *unit.parameters()]) for net in (unit, plain)]
+    assert torch.equal(x, before)
+    for found, expected in zip(*gradients, strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_drop_path_keeps_the_mean_and_whole_samples():
     torch.manual_seed(0)
     drop = DropPath(0.25)

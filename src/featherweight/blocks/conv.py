@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+IN_PLACE = (nn.ReLU, nn.ReLU6)
+"""Activations whose backward pass needs only their result, so that they may overwrite their input."""
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -52,9 +56,25 @@ class ConvNormAct(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias
         )
+        self.scales = (kernel_size, stride) == (1, 1) and in_channels == out_channels == groups
         self.norm = nn.Identity() if norm is None else norm(out_channels, momentum=momentum)
-        self.act = nn.Identity() if act is None else act()
+        # The unit's own tensor, which the backward pass of no norm and no convolution needs.
+        in_place = {"inplace": True} if act in IN_PLACE else {}
+        self.act = nn.Identity() if act is None else act(**in_place)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise, activate."""
-        return self.act(self.norm(self.conv(x)))
+        scales = self.scales and type(self.conv) is nn.Conv2d and _runs_on_cpu(x)
+        return self.act(self.norm(_scale_channels(x, self.conv) if scales else self.conv(x)))
+
+
+def _runs_on_cpu(x: Tensor) -> bool:
+    """Tell whether numbers are at hand: no symbol, no meta tensor, no graph being captured."""
+    capturing = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return isinstance(x, Tensor) and x.is_cpu and not capturing
+
+
+def _scale_channels(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Do what a depthwise 1x1 convolution does; PyTorch's may run channel by channel, which takes long."""
+    y = x * conv.weight.to(x.dtype).view(-1, 1, 1)
+    return y if conv.bias is None else y + conv.bias.to(x.dtype).view(-1, 1, 1)

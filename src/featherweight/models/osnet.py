@@ -102,7 +102,7 @@ class OmniScaleBlock(nn.Module):
         if in_channels != out_channels:
             self.shortcut = ConvNormAct(in_channels, out_channels, 1, act=None)
         self.norm: nn.Module = InstanceNorm(out_channels) if place == OUTSIDE else nn.Identity()
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, in_channels, H, W)` to `(N, out_channels, H, W)`."""
