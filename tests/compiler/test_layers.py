@@ -199,6 +199,8 @@ GRAPHS = {
 def check(maker, tmp_path, target="native", threads=1):
     path = save(maker(), tmp_path / "net.onnx")
     session = compile_onnx(path, tmp_path / "out", target, threads)
+    if session is None:
+        pytest.skip(f"this machine has no {target}")
     reference = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for seed in range(2):
         feeds = random_inputs(session, seed)

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx_files import make_model, node, save, tiny_convnet
 
-from featherweight.compiler import Session, compile_onnx
+from featherweight.compiler import Session, compile_onnx, driver
 from featherweight.compiler.build import build_library, find_compiler, target_named
 from featherweight.compiler.driver import generate, random_inputs
 from featherweight.errors import DataError, FeatherweightError, MissingExtraError, UsageError
@@ -121,6 +121,12 @@ def test_no_compiler_names_the_package(monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(MissingExtraError, match="apt install gcc"):
         find_compiler(target_named("native"))
+
+
+def test_targets_that_do_not_run_here_give_no_session(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "runs_on_this_machine", lambda target: False)
+    assert compile_onnx(compiled[0], tmp_path / "out", batch=2) is None
+    assert (tmp_path / "out/libmodel.so").is_file()
 
 
 def test_a_failing_compiler_is_reported(tmp_path):

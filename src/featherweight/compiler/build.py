@@ -104,6 +104,14 @@ def vector_floats(target: Target) -> int:
     return 8 if "__AVX2__" in macros else 4
 
 
+def runs_on_this_machine(target: Target) -> bool:
+    """Say whether this machine has the instructions of a target."""
+    if not target.runs_here:
+        return False
+    needed = {"x86-64-v3": "avx2", "x86-64-v4": "avx512bw"}.get(target.name)
+    return needed is None or needed in _cpu_info().split()
+
+
 def cache_folder() -> Path:
     """Return where built libraries and tuned tiles are kept; `FEATHERWEIGHT_CACHE` names another place."""
     chosen = os.environ.get("FEATHERWEIGHT_CACHE")
@@ -111,15 +119,18 @@ def cache_folder() -> Path:
     return root / "compiler"
 
 
+def _cpu_info() -> str:
+    """Return what the system says about its first processor."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return sys.platform
+
+
 def processor() -> str:
     """Return a short key of this processor: libraries for `native` run only on the same kind."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        text = sys.platform
-    kept = [
-        line for line in text.splitlines() if line.startswith(("model", "flags", "cpu family", "Features"))
-    ]
+    names = ("model", "flags", "cpu family", "Features")
+    kept = [line for line in _cpu_info().splitlines() if line.startswith(names)]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12]
 
 

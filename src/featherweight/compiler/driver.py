@@ -31,7 +31,14 @@ from featherweight.compiler import (  # noqa: F401  (the emitters register thems
     emit_shape,
     emit_signal,
 )
-from featherweight.compiler.build import LIBRARY, Target, build_library, target_named, vector_floats
+from featherweight.compiler.build import (
+    LIBRARY,
+    Target,
+    build_library,
+    runs_on_this_machine,
+    target_named,
+    vector_floats,
+)
 from featherweight.compiler.graph import Graph
 from featherweight.compiler.lower import EMITTERS, Lowering, check_supported
 from featherweight.compiler.memory import plan_memory
@@ -168,20 +175,21 @@ def compile_onnx(
             f"threads={threads}, batch={batch}: expected 1 to {MAX_THREADS} threads and a batch."
         )
     machine = target_named(target)
+    runs = runs_on_this_machine(machine)
     start = time.perf_counter()
 
     def make(tiles: Tiles | None = None) -> Compiled:
         return generate(path, machine, shapes=shapes, batch=batch, threads=threads, tiles=tiles)
 
     compiled = make()
-    if tune and machine.runs_here:
+    if tune and runs:
         compiled = make(Tiles(tune_tiles(make, partial(write_files, threads=threads), machine, threads)))
     generated = time.perf_counter()
     out = Path(out_dir)
     write_files(compiled, out, threads)
     cached = build_library([out / "model.c"], out / LIBRARY, machine, threads)
     built = time.perf_counter()
-    session = Session(out) if machine.runs_here else None
+    session = Session(out) if runs else None
     times = session.time_steps(random_inputs(session)) if session and measure else None
     peak = measure_peak(machine) if times else None
     report = layer_report(compiled.program, compiled.description, times, peak)
