@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,10 +12,12 @@ import onnx
 import pytest
 from PIL import Image
 
-from featherweight import fit
+from featherweight import fit, predict
 from featherweight.cli.main import main
-from featherweight.errors import BudgetError, UsageError
+from featherweight.errors import BudgetError, CheckpointError, MissingExtraError, UsageError
 from featherweight.train.checkpoint import load_tensors
+from featherweight.workflows.engine import add_engines
+from featherweight.workflows.predict import ENGINES
 
 SHORT = {"models": "simplenet_cifar_310k", "epochs": 1, "time": "20s", "max_macs": "2M"}
 
@@ -52,6 +55,42 @@ def test_the_metrics_hold_what_is_promised(digits_run):
         assert variant["peak_memory_bytes"] > variant["size_bytes"] / 10
         assert len(variant["per_class"]) == 10
     assert metrics["variants"]["int8"]["size_bytes"] < metrics["variants"]["float32"]["size_bytes"] / 2
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_the_bundle_holds_a_compiled_engine_with_the_same_answers(digits_run, tmp_path):
+    for name, variant in digits_run.metrics["variants"].items():
+        engine = variant["compiled"]
+        assert engine["agreement"] >= 0.99
+        assert engine["latency_ms"]["p50"] > 0 and engine["onnxruntime_latency_ms"]["p50"] > 0
+        assert (digits_run.run_dir / engine["folder"] / "model.c").exists(), name
+    assert "compiled p50" in digits_run.report_path.read_text()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8), np.uint8)).save(tmp_path / "x.png")
+    results = [predict(digits_run.run_dir, [tmp_path / "x.png"], engine=name) for name in ENGINES]
+    tops = [dict(result[0].top) for result in results]
+    assert tops[0].keys() == tops[1].keys()
+    assert all(tops[0][name] == pytest.approx(tops[1][name], abs=0.02) for name in tops[0])
+
+
+def test_a_run_without_compiled_engine_says_how_to_make_one(digits_run, tmp_path):
+    for name in ("metrics.json", "model.int8.onnx"):
+        (tmp_path / name).write_bytes((digits_run.run_dir / name).read_bytes())
+    with pytest.raises(CheckpointError, match="featherweight compile"):
+        predict(tmp_path, [tmp_path / "x.png"], engine="compiled")
+    with pytest.raises(UsageError, match="onnxruntime, compiled"):
+        predict(digits_run.run_dir, [], engine="fast")
+
+
+def test_without_a_c_compiler_the_run_goes_on_and_says_so(digits_run, monkeypatch, tmp_path):
+    def missing(*_):
+        raise MissingExtraError("No C compiler. Install gcc.")
+
+    monkeypatch.setattr("featherweight.workflows.engine.compile_onnx", missing)
+    shutil.copy(digits_run.run_dir / "model.onnx", tmp_path)
+    before = {"float32": digits_run.content.variants["float32"]}
+    variants, notes = add_engines(tmp_path, before, np.zeros((1, 1, 8, 8), np.float32))
+    assert variants == before
+    assert "Install gcc" in notes[0]
 
 
 def test_it_learns_and_int8_loses_no_more_than_allowed(digits_run):

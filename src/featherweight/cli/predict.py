@@ -16,17 +16,20 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 3,
+    engine: Annotated[
+        str, typer.Option(help="onnxruntime, or compiled: the library that fit made of the same file.")
+    ] = "onnxruntime",
     json: JsonOption = False,
 ) -> None:
     """Classify images with an exported model.
 
-    Uses onnxruntime alone, without torch, and starts in under a second.
+    Uses the engine alone, without torch, and starts in under a second.
     """
     from featherweight.workflows.predict import Predictor
 
     done = []
     try:
-        for prediction in Predictor(run_or_onnx).predict(images, top):
+        for prediction in Predictor(run_or_onnx, engine=engine).predict(images, top):
             done.append(prediction.to_dict())
             if not json:
                 classes = ", ".join(f"{name} {share:.1%}" for name, share in prediction.top)

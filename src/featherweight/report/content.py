@@ -62,7 +62,8 @@ class VariantResult:
     """What was measured of one exported file, `float32` or `int8`.
 
     `latency_ms` holds one `{p50, p95, threads}` for each number of threads (batch 1). `per_class` holds one
-    `{name, precision, recall, support}` for each class; a ratio with nothing under it is 0 or None.
+    `{name, precision, recall, support}` for each class; a ratio with nothing under it is 0 or None. `engine`
+    holds `{latency_ms, onnxruntime_latency_ms, ...}` of the compiled file, timed in turns on one thread.
     """
 
     test_accuracy: float
@@ -73,6 +74,7 @@ class VariantResult:
     params: int
     peak_memory_bytes: int | None = None
     per_class: Sequence[Mapping[str, Any]] = ()
+    engine: Mapping[str, Any] | None = None
 
     @property
     def single_thread_ms(self) -> Mapping[str, float] | None:

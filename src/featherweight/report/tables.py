@@ -60,6 +60,11 @@ def variant_rows(variants: Mapping[str, VariantResult]) -> list[tuple[str, list[
     for threads in sorted({int(point["threads"]) for v in shown for point in v.latency_ms}):
         label = f"latency p50 / p95, {threads} thread{'s' if threads > 1 else ''}"
         rows.append((label, [_latency_text(v, threads) for v in shown]))
+    if any(v.engine for v in shown):
+        rows.append(("compiled p50 / p95, 1 thread", [_engine_text(v, "latency_ms") for v in shown]))
+        rows.append(
+            ("onnxruntime in turns with it", [_engine_text(v, "onnxruntime_latency_ms") for v in shown])
+        )
     return [
         *rows,
         ("file size", [format_bytes(v.size_bytes) for v in shown]),
@@ -78,5 +83,13 @@ def interval_text(variant: VariantResult) -> str:
 def _latency_text(variant: VariantResult, threads: int) -> str:
     for point in variant.latency_ms:
         if point["threads"] == threads:
-            return f"{format_ms(point['p50']).removesuffix(' ms')} / {format_ms(point['p95'])}"
+            return _percentiles_text(point)
     return MISSING
+
+
+def _engine_text(variant: VariantResult, which: str) -> str:
+    return _percentiles_text(variant.engine[which]) if variant.engine else MISSING
+
+
+def _percentiles_text(point: Mapping[str, float]) -> str:
+    return f"{format_ms(point['p50']).removesuffix(' ms')} / {format_ms(point['p95'])}"

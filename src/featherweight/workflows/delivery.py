@@ -81,7 +81,10 @@ def measure_variant(
 
 
 def variant_metrics(result: VariantResult) -> dict[str, Any]:
-    """Return one variant as it stands in `metrics.json`; `latency_ms` is at one thread."""
+    """Return one variant as it stands in `metrics.json`.
+
+    `latency_ms` is onnxruntime's at one thread; `compiled` is None where the file was not compiled.
+    """
     single, *rest = result.latency_ms
     return {
         "test_accuracy": result.test_accuracy,
@@ -93,6 +96,7 @@ def variant_metrics(result: VariantResult) -> dict[str, Any]:
         "params": result.params,
         "peak_memory_bytes": result.peak_memory_bytes,
         "per_class": [dict(row) for row in result.per_class],
+        "compiled": result.engine,
     }
 
 

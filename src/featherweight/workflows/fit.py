@@ -26,6 +26,7 @@ from featherweight.train.recipe import Recipe
 from featherweight.workflows import delivery
 from featherweight.workflows.budget import Budget, parse_quantity
 from featherweight.workflows.candidates import Candidate, list_candidates
+from featherweight.workflows.engine import add_engines
 from featherweight.workflows.halving import Trial, successive_halving
 from featherweight.workflows.run_folder import RunFolder, default_folder
 from featherweight.workflows.screening import Screened, screen
@@ -191,6 +192,9 @@ class _Job:
             shrunk = shrink(model, winner, task, self.config.budget, self.folder.path, self.ending_s())
         with self.folder.step("measure"):
             variants, answers, images = self._measure(winner, task, shrunk)
+        with self.folder.step("compile"):
+            variants, notes = add_engines(self.folder.path, variants, images)
+            shrunk = dataclasses.replace(shrunk, notes=(*shrunk.notes, *notes))
         return self._deliver(winner, task, model, shrunk, history, variants, answers, images)
 
     def ending_s(self) -> float:

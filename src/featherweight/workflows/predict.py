@@ -1,9 +1,9 @@
-"""Classify images with an exported model: numpy, Pillow and onnxruntime only, torch is never imported."""
+"""Classify images with an exported model: numpy, Pillow and one engine only, torch is never imported."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,14 @@ import numpy as np
 
 from featherweight.data.images import open_image
 from featherweight.data.preprocess import Preprocess
-from featherweight.errors import CheckpointError, DataError, MissingExtraError
+from featherweight.errors import CheckpointError, DataError, MissingExtraError, UsageError
 
 MODEL_FILES = {"int8": "model.int8.onnx", "float32": "model.onnx"}
 """Variant -> its file in a run folder, in the order of preference."""
+
+ENGINES = ("onnxruntime", "compiled")
+COMPILED_FOLDER = "compiled"
+"""Folder of a run with one compiled network for each variant."""
 
 PREPROCESS_KEY = "featherweight.preprocess"
 LABELS_KEY = "featherweight.labels"
@@ -42,17 +46,26 @@ class Predictor:
     Args:
         run_or_onnx: a run folder of `fit` (its chosen variant is taken) or an `.onnx` file.
         threads: threads of onnxruntime.
+        engine: `"onnxruntime"`, or `"compiled"` for the library that `fit` compiled from the same file, which
+            runs on one thread.
 
     Raises:
         CheckpointError: there is no model, it cannot be loaded, or it carries no preprocessing.
         MissingExtraError: onnxruntime is not installed.
+        UsageError: the engine is unknown.
     """
 
-    def __init__(self, run_or_onnx: str | Path, threads: int = 1) -> None:
+    def __init__(self, run_or_onnx: str | Path, threads: int = 1, engine: str = "onnxruntime") -> None:
+        if engine not in ENGINES:
+            raise UsageError(f"Engine '{engine}' is unknown. Expected one of {', '.join(ENGINES)}.")
         self.path = find_model(Path(run_or_onnx))
-        self._session = _open_session(self.path, threads)
+        metadata: Mapping[str, str] = {}
+        if engine == "compiled":
+            self._session = _open_compiled(self.path)
+        else:
+            self._session = _open_session(self.path, threads)
+            metadata = self._session.get_modelmeta().custom_metadata_map
         self._input = self._session.get_inputs()[0].name
-        metadata = self._session.get_modelmeta().custom_metadata_map
         self.preprocess = Preprocess.from_json(
             metadata.get(PREPROCESS_KEY) or _read_beside(self.path, "preprocess.json")
         )
@@ -88,19 +101,23 @@ class Predictor:
             raise DataError("; ".join(failures))
 
 
-def predict(run_or_onnx: str | Path, images: Iterable[str | Path], top: int = 3) -> list[Prediction]:
+def predict(
+    run_or_onnx: str | Path, images: Iterable[str | Path], top: int = 3, engine: str = "onnxruntime"
+) -> list[Prediction]:
     """Classify image files with an exported model.
 
     Args:
         run_or_onnx: a run folder of `fit`, or an `.onnx` file.
         images: image files.
         top: how many classes to give for each image.
+        engine: `"onnxruntime"` or `"compiled"`.
 
     Raises:
         DataError: an image cannot be read.
         CheckpointError: there is no usable model.
+        UsageError: the engine is unknown.
     """
-    return list(Predictor(run_or_onnx).predict(images, top))
+    return list(Predictor(run_or_onnx, engine=engine).predict(images, top))
 
 
 def find_model(path: Path) -> Path:
@@ -147,6 +164,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _open_compiled(model: Path) -> Any:
+    """Load the compiled form of a run's model file."""
+    from featherweight.compiler.session import Session
+
+    variant = {name: variant for variant, name in MODEL_FILES.items()}.get(model.name, model.stem)
+    folder = model.parent / COMPILED_FOLDER / variant
+    try:
+        return Session(folder)
+    except DataError as error:
+        raise CheckpointError(
+            f"{model} has no compiled engine. {error} Make one: featherweight compile {model} --out {folder}"
+        ) from error
 
 
 def _open_session(path: Path, threads: int) -> Any:
