@@ -30,7 +30,10 @@ SHAPES = ((1, 144, 224, 1), (1, 1024, 320, 1), (1, 3136, 96, 1), (1, 3136, 320, 
 """Batch, length, channels, states: MobileMamba's first stage in T2 and in B4, then 56 x 56 tokens."""
 
 KEY = ("device", "threads", "pass", "shape", "method")
-COLUMNS = (*KEY, "p50_ms", "low_ms", "high_ms", "runs", "times_as_fast", "date", "machine", "versions")
+COLUMNS = (
+    *KEY,
+    *("p50_ms", "low_ms", "high_ms", "clock", "runs", "times_as_fast", "date", "machine", "versions"),
+)
 
 
 def tensors(batch: int, length: int, channels: int, states: int, device: str) -> list[torch.Tensor]:
@@ -54,7 +57,12 @@ def step(method: str, given: list[torch.Tensor], train: bool) -> None:
 
 
 def measure(
-    shapes: Sequence[tuple[int, int, int, int]], threads: int, runs: int, seconds: float, device: str
+    shapes: Sequence[tuple[int, int, int, int]],
+    threads: int,
+    runs: int,
+    seconds: float,
+    device: str,
+    clock: str,
 ) -> list[dict[str, Any]]:
     """Time all forms on every shape (batch, length, channels, states); one row for each."""
     torch.set_num_threads(threads)
@@ -62,7 +70,8 @@ def measure(
     here = machine()
     processor = torch.cuda.get_device_name() if device == "cuda" else f"{here['cpu']}, {here['cores']} cores"
     shared = {
-        **{"device": device, "threads": threads, "date": datetime.now(UTC).isoformat(timespec="seconds")},
+        **{"device": device, "threads": threads, "clock": clock},
+        **{"date": datetime.now(UTC).isoformat(timespec="seconds")},
         "machine": processor,
         "versions": " ".join(f"{package}={version(package)}" for package in ("featherweight", "torch")),
     }
@@ -71,7 +80,7 @@ def measure(
         given = tensors(*shape, device)
         for train in (False, True):
             jobs = {m: lambda m=m: step(m, given, train) for m in methods}  # noqa: B023
-            found = in_turns(jobs, runs, threads, seconds)
+            found = in_turns(jobs, runs, threads, seconds, clock)
             for method, latency in found.items():
                 low, high = latency.interval
                 ratio = found["sequential"].p50_ms / latency.p50_ms
@@ -87,10 +96,11 @@ def main(
     runs: Annotated[int, typer.Option(help="turns per shape")] = 50,
     seconds: Annotated[float, typer.Option(help="time for one shape and pass; five turns at least")] = 60.0,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    clock: Annotated[str, typer.Option(help="wall, or cpu: for one thread on a busy machine")] = "wall",
     out: Annotated[Path, typer.Option(help="Folder of the CSV.")] = Path("benchmarks/results/selective_scan"),
 ) -> None:
     """Print one table of medians in milliseconds and store its rows."""
-    rows = measure(SHAPES, threads, runs, seconds, device)
+    rows = measure(SHAPES, threads, runs, seconds, device, clock)
     path = out / f"{machine_id()}.csv"
     atomic_write(path, merge_rows(path.read_text() if path.exists() else "", rows, KEY, COLUMNS))
     table = Table(title=f"selective scan, float32, {device}, {threads} thread(s), medians")

@@ -5,7 +5,8 @@ Each channel keeps `N` numbers. A token decays them, adds itself, and reads them
 length, but a loop over tokens spends its time on starting small operations. The chunked form cuts the
 sequence into about `sqrt(L)` chunks, advances all of them together, then carries the states from chunk to
 chunk: two loops of `sqrt(L)` steps instead of one of `L`. It only multiplies decays, which lie between 0 and
-1, so nothing overflows, and a decay that underflows is a state forgotten, as it should be.
+1, so nothing overflows, and a decay that underflows is a state forgotten, as it should be. Captured graphs
+hold it as plain operations; running on a CPU it goes segment by segment, see `selective_scan_segments.py`.
 
 Reference: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv 2312.00752,
 section 3 and algorithm 2.
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from featherweight.blocks import selective_scan_segments
 from featherweight.errors import MissingExtraError, UsageError
 
 METHODS = ("auto", "chunked", "sequential", "triton")
@@ -69,7 +71,9 @@ def selective_scan(
     given = [tensor.to(dtype) for tensor in (u, delta, a, b, c)]
     y = _implementation(method)(*given, reverse)
     if skip is not None:
-        y = torch.addcmul(y, given[0], skip.to(dtype))
+        # In place where it can be: a fresh sequence costs more than the arithmetic.
+        add = torch.addcmul if _capturing() else Tensor.addcmul_
+        y = add(y, given[0], skip.to(dtype))
     return y.to(u.dtype)
 
 
@@ -145,6 +149,8 @@ def _decay_and_drive(u: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> tuple[Te
 
 
 def _chunked(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, reverse: bool) -> Tensor:
+    if u.is_cpu and not _capturing():
+        return selective_scan_segments.scan(u, delta, a, b, c, reverse)
     decay, drive = _decay_and_drive(u, delta, a, b)
     states = linear_scan(decay.flatten(2), drive.flatten(2), reverse)
     if a.shape[1] == 1:
@@ -176,6 +182,10 @@ def _triton(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, reverse: 
 
 def _implementation(method: str) -> Callable[..., Tensor]:
     return {"chunked": _chunked, "sequential": _sequential, "triton": _triton}[method]
+
+
+def _capturing() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _has_triton() -> bool:
