@@ -49,7 +49,7 @@ def test_a_tie_goes_to_the_earlier_candidate():
     assert winner == CANDIDATES[0]
 
 
-def test_the_last_round_prefers_the_more_capable_of_two_that_are_close():
+def test_each_round_prefers_the_more_capable_of_those_that_are_close():
     scores = {0.25: 0.50, 0.5: 0.51, 0.75: 0.90, 1.0: 0.92}
 
     def train(candidate, time_s, number):

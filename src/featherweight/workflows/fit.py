@@ -44,7 +44,7 @@ _ENDING_SHARE = 0.04
 _ENDING_LEAST_S = 20.0
 _MAX_TRIALS = 4
 _LEAST_TRIAL_S = 5.0
-_TIE = 0.12
+_TIE = 0.15
 # What a training should see at least: networks too slow for it are not tried.
 _WANTED_EPOCHS = 12
 _WANTED_IMAGES = 200_000

@@ -60,8 +60,8 @@ def successive_halving(
             (validation accuracy, epochs).
         done: trials of an interrupted search; they are not run again.
         on_trial: called after each new trial, to store it.
-        tie: part of the best error by which an earlier candidate's may be larger for the last round to go to
-            it even so: short trials flatter those that learn quickly over those that end higher.
+        tie: part of the best error by which an earlier candidate's may be larger for it to be preferred even
+            so: short trials flatter those that learn quickly over those that end higher.
 
     Returns:
         The winner, and every trial in order.
@@ -82,8 +82,7 @@ def successive_halving(
                 log.info("Round %d: %s reaches %.1f %%", number + 1, candidate.label, 100 * accuracy)
             trials.append(trial)
             scores[candidate.label] = trial.val_accuracy
-        last = number == rounds - 1
-        least = 1 - (1 - max(scores.values())) * (1 + tie if last else 1)
+        least = 1 - (1 - max(scores.values())) * (1 + tie)
         # Sorting is stable, so equals stay in the order of the candidates.
         alive.sort(key=lambda candidate: -min(scores[candidate.label], least))
         alive = sorted(alive[: math.ceil(len(alive) / 2)], key=list(candidates).index)
