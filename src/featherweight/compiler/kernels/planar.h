@@ -9,7 +9,7 @@
  *   static void name(const fw_planar *shape, const float *x, const float *w, const float *bias, const float *aux,
  *                    float *y, int tid, int threads);
  *   KH, KW, S  kernel and stride (1 or 2) of both axes, literals
- *   R          output rows made together, which share the loads of their input rows: R + KH * KW + 2 registers, 4 for 3x3
+ *   R          output rows made together, which share the loads of their input rows: R + KH * KW + 2 registers, 7 for 3x3 (a divisor of the rows is best)
  *   EPILOGUE   macro (v, r, aux) -> vf as in conv.h, r being zero and aux pointing at this channel's entry
  * Weights as in the graph, [c][KH][KW]; bias float32 [c]. Nothing is read outside x. Planes are split over the threads. */
 #ifndef FW_PLANAR_H
@@ -22,49 +22,69 @@ typedef struct fw_planar {
     int in_rows, in_columns, pad_top, pad_left;
 } fw_planar;
 
-/* Lanes low <= lane < high of p[lane * stride]; the others are 0 and not read. stride 1 or 2. */
-FW_INLINE vf fw_planar_load(const float *p, int low, int high, const int stride) {
+/* Which of the 2 * VL columns from some column on lie inside the image. */
 #if defined(FW_AVX512)
-    if (stride == 1) {
-        const __mmask16 mask = (__mmask16)(((1u << high) - 1u) & ~((1u << low) - 1u));
-        return (vf)_mm512_maskz_loadu_ps(mask, p);
-    } else {
-        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        const uint32_t mask = (uint32_t)(((1ull << (2 * high)) - 1ull) & ~((1ull << (2 * low)) - 1ull)) & 0x55555555u;
-        const __m512 a = _mm512_maskz_loadu_ps((__mmask16)mask, p);
-        const __m512 b = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), p + 16);
-        return (vf)_mm512_permutex2var_ps(a, even, b);
+typedef struct { __mmask16 near, far; } fw_planar_span;
+#else
+typedef struct { int low, high; } fw_planar_span;
+#endif
+FW_INLINE fw_planar_span fw_planar_inside(int first, int columns) {
+    const int low = first < 0 ? fw_smaller(-first, 2 * VL) : 0;
+    const int high = columns < first ? 0 : fw_smaller(columns - first, 2 * VL);
+#if defined(FW_AVX512)
+    const uint64_t bits = (((uint64_t)1 << high) - 1) & ~(((uint64_t)1 << low) - 1);
+    const fw_planar_span span = {(__mmask16)bits, (__mmask16)(bits >> 16)};
+#else
+    const fw_planar_span span = {low, high};
+#endif
+    return span;
+}
+
+/* taps[t] = from[t + stride * lane] for every lane, 0 outside the image: one input row as kw taps see it. */
+FW_INLINE void fw_planar_taps(const float *from, const fw_planar_span *spans, const int kw, const int stride, vf *taps) {
+#if defined(FW_AVX512)
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    FW_UNROLL for (int t = 0; t < kw; t += stride) {
+        const __m512 a = _mm512_maskz_loadu_ps(spans[t].near, from + t);
+        if (stride == 1) {
+            taps[t] = (vf)a;
+        } else {
+            const __m512 b = _mm512_maskz_loadu_ps(spans[t].far, from + t + VL);
+            taps[t] = (vf)_mm512_permutex2var_ps(a, even, b);
+            if (t + 1 < kw) taps[t + 1] = (vf)_mm512_permutex2var_ps(a, odd, b);
+        }
     }
 #else
-    float lanes[VL] = {0};
-    if (stride == 1 && low == 0 && high == VL) return vf_load(p);
-    for (int i = low; i < high; i++) lanes[i] = p[(ptrdiff_t)i * stride];
-    return vf_load(lanes);
+    FW_UNROLL for (int t = 0; t < kw; t++) {
+        float lanes[VL] = {0};
+        for (int i = 0; i < VL; i++) {
+            if (i * stride >= spans[t].low && i * stride < spans[t].high) lanes[i] = from[t + (ptrdiff_t)i * stride];
+        }
+        taps[t] = stride == 1 && spans[t].low == 0 && spans[t].high >= VL ? vf_load(from + t) : vf_load(lanes);
+    }
 #endif
 }
 
 #define FW_DEFINE_PLANAR_DEPTHWISE(name, KH, KW, S, R, EPILOGUE)                                                       \
+    /* `rows` output rows of VL columns; edge: some of their input rows lie outside. */                                \
     FW_INLINE void name##_tile(const fw_planar *s, const float *x, const vf *wv, float bias, const float *aux,        \
-                               float *y, int row, int column, const int rows) {                                       \
-        const int lanes = fw_smaller(VL, s->columns - column), left = column * (S) - s->pad_left;                      \
-        int low[KW], high[KW];                                                                                         \
+                               float *y, int row, int column, const int rows, const int edge) {                       \
+        const int left = column * (S) - s->pad_left, top = row * (S) - s->pad_top;                                     \
+        const float *from = x + (ptrdiff_t)top * s->in_columns + left;                                                 \
+        fw_planar_span spans[KW];                                                                                      \
         vf acc[R];                                                                                                     \
         (void)aux;                                                                                                     \
+        FW_UNROLL for (int t = 0; t < (KW); t++) spans[t] = fw_planar_inside(left + t, s->in_columns);                 \
         FW_UNROLL for (int r = 0; r < rows; r++) acc[r] = vf_set(bias);                                                \
-        FW_UNROLL for (int tx = 0; tx < (KW); tx++) {                                                                  \
-            const int first = left + tx, reach = s->in_columns - first;                                                \
-            low[tx] = first < 0 ? fw_smaller(fw_ceil_div(-first, S), VL) : 0;                                          \
-            high[tx] = reach < 1 ? 0 : fw_smaller(fw_ceil_div(reach, S), VL);                                          \
-        }                                                                                                              \
-        FW_UNROLL for (int j = 0; j < (rows - 1) * (S) + (KH); j++) {                                                  \
-            const int in = row * (S) - s->pad_top + j;                                                                 \
-            if (in >= 0 && in < s->in_rows) {                                                                          \
-                const float *from = x + (ptrdiff_t)in * s->in_columns + left;                                          \
-                FW_UNROLL for (int tx = 0; tx < (KW); tx++) {                                                          \
-                    const vf xv = fw_planar_load(from + tx, low[tx], high[tx], (S));                                   \
+        FW_UNROLL for (int j = 0; j < (rows - 1) * (S) + (KH); j++, from += s->in_columns) {                           \
+            if (!edge || (top + j >= 0 && top + j < s->in_rows)) {                                                     \
+                vf taps[KW];                                                                                           \
+                fw_planar_taps(from, spans, (KW), (S), taps);                                                          \
+                FW_UNROLL for (int t = 0; t < (KW); t++) {                                                             \
                     FW_UNROLL for (int r = 0; r < rows; r++) {                                                         \
                         const int ty = j - r * (S);                                                                    \
-                        if (ty >= 0 && ty < (KH)) acc[r] = vf_fma(xv, wv[ty * (KW) + tx], acc[r]);                     \
+                        if (ty >= 0 && ty < (KH)) acc[r] = vf_fma(taps[t], wv[ty * (KW) + t], acc[r]);                 \
                     }                                                                                                  \
                 }                                                                                                      \
             }                                                                                                          \
@@ -72,7 +92,7 @@ FW_INLINE vf fw_planar_load(const float *p, int low, int high, const int stride)
         FW_UNROLL for (int r = 0; r < rows; r++) {                                                                     \
             const vf zero = vf_zero(), out = EPILOGUE(acc[r], zero, aux);                                              \
             (void)zero;                                                                                                \
-            fw_store_part(y + (ptrdiff_t)(row + r) * s->columns + column, out, lanes);                                 \
+            fw_store_part(y + (ptrdiff_t)(row + r) * s->columns + column, out, fw_smaller(VL, s->columns - column));   \
         }                                                                                                              \
     }                                                                                                                  \
     FW_NOINLINE void name(const fw_planar *shape, const float *x, const float *w, const float *bias,                  \
@@ -86,14 +106,18 @@ FW_INLINE vf fw_planar_load(const float *p, int low, int high, const int stride)
             float *to = y + (ptrdiff_t)plane * shape->rows * shape->columns;                                           \
             vf wv[(KH) * (KW)];                                                                                        \
             FW_UNROLL for (int i = 0; i < (KH) * (KW); i++) wv[i] = vf_set(w[c * (KH) * (KW) + i]);                    \
+            const int room = shape->in_rows + shape->pad_top - ((R) - 1) * (S) - (KH);                                 \
             int row = 0;                                                                                               \
             for (; row + (R) <= shape->rows; row += (R)) {                                                             \
-                for (int column = 0; column < shape->columns; column += VL)                                            \
-                    name##_tile(shape, from, wv, bias[c], add, to, row, column, (R));                                  \
+                const int edge = row * (S) < shape->pad_top || row * (S) > room;                                       \
+                for (int column = 0; column < shape->columns; column += VL) {                                          \
+                    if (edge) name##_tile(shape, from, wv, bias[c], add, to, row, column, (R), 1);                     \
+                    else name##_tile(shape, from, wv, bias[c], add, to, row, column, (R), 0);                          \
+                }                                                                                                      \
             }                                                                                                          \
             for (; row < shape->rows; row++) {                                                                         \
                 for (int column = 0; column < shape->columns; column += VL)                                            \
-                    name##_tile(shape, from, wv, bias[c], add, to, row, column, 1);                                    \
+                    name##_tile(shape, from, wv, bias[c], add, to, row, column, 1, 1);                                 \
             }                                                                                                          \
         }                                                                                                              \
     }
