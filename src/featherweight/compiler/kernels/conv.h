@@ -33,7 +33,9 @@
  * dense layer has first = NULL.
  *
  * Work: units of (image, block_rows rows, block_columns columns, block_groups groups of vectors), the groups innermost,
- * are split over the threads. In a unit the weights of a group stay in the cache while all its columns pass. */
+ * are split over the threads. In a unit the weights of a group stay in the cache while all its columns pass, and those
+ * of the next are fetched meanwhile; behind the last group that is whatever follows in memory, so the weights of a
+ * network should lie in the order of its layers. */
 #ifndef FW_CONV_H
 #define FW_CONV_H
 
@@ -77,7 +79,7 @@ typedef void fw_conv_tile(const fw_conv *shape, const float *x, const float *w, 
                     FW_STRIDES(shape->x_column);                                                                       \
                     for (int k = 0; k < depth; k++, xk += sizeof(float), wk += (NR) * VL, ahead += pace) {             \
                         vf wv[NR];                                                                                     \
-                        FW_UNROLL for (int n = 0; n < ((MR) < 4 ? (NR) : 1); n++) FW_PREFETCH(ahead + 64 * n);         \
+                        if ((MR) >= 4) FW_PREFETCH(ahead);                                                             \
                         FW_HIDE_STRIDES;                                                                               \
                         FW_UNROLL for (int n = 0; n < (NR); n++) wv[n] = vf_load(wk + n * VL);                         \
                         FW_UNROLL for (int m = 0; m < (MR); m++) {                                                     \
