@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from featherweight.blocks import selective_scan as module
+from featherweight.blocks import selective_scan_segments
 from featherweight.blocks.selective_scan import linear_scan, selective_scan
 from featherweight.errors import MissingExtraError, UsageError
 from featherweight.export.onnx import export_onnx, run_onnx
@@ -64,6 +65,33 @@ def test_gradients_equal_those_of_the_loop(length, reverse):
         torch.autograd.grad(selective_scan(*tensors, reverse=reverse, method=m).square().sum(), tensors)
         for m in ("chunked", "sequential")
     )
+    for name, a, b in zip(NAMES, found, expected, strict=True):
+        assert (a - b).abs().max() < 1e-9 * b.abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("length", "state"), [(37, 1), (100, 3), (96, 2)])
+def test_segments_hand_states_and_gradients_on(length, state, reverse, monkeypatch):
+    monkeypatch.setattr(selective_scan_segments, "NUMBERS", 20 * 2 * 5 * state)  # about 20 tokens
+    tensors = [x.requires_grad_() for x in inputs(length, state=state)]
+    parts = selective_scan_segments._segments(tensors[0], tensors[2], reverse)
+    assert len(parts) >= 2 and sorted(t for part in parts for t in range(length)[part]) == [*range(length)]
+    outputs = [selective_scan(*tensors, reverse=reverse, method=m) for m in ("chunked", "sequential")]
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-10
+    found, expected = (torch.autograd.grad(output.square().sum(), tensors) for output in outputs)
+    for name, a, b in zip(NAMES, found, expected, strict=True):
+        assert (a - b).abs().max() < 1e-9 * b.abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("state", [1, 3])
+def test_the_form_of_captured_graphs_equals_the_loop(state, reverse, monkeypatch):
+    tensors = [x.requires_grad_() for x in inputs(37, state=state)]
+    outputs = [selective_scan(*tensors, reverse=reverse, method="sequential")]
+    monkeypatch.setattr(module, "_capturing", lambda: True)
+    outputs.append(selective_scan(*tensors, reverse=reverse, method="chunked"))
+    assert (outputs[1] - outputs[0]).abs().max() < 1e-10
+    expected, found = (torch.autograd.grad(output.square().sum(), tensors) for output in outputs)
     for name, a, b in zip(NAMES, found, expected, strict=True):
         assert (a - b).abs().max() < 1e-9 * b.abs().max().clamp(min=1), name
 
