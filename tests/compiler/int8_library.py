@@ -18,6 +18,7 @@ BUILDS = {
     "native": ("-std=gnu99", "-O2", "-march=native", *WARNINGS),
     "generic": ("-std=c99", "-pedantic", "-O1", "-DFW_GENERIC", *WARNINGS),
     "contracted": ("-std=gnu99", "-O2", "-march=native", "-DFW_GENERIC"),
+    "tiles": ("-std=gnu99", "-O2", "-march=native", "-mno-amx-int8"),
     "v3": ("-std=gnu99", "-O2", "-march=x86-64-v3", *WARNINGS),
     "v4": ("-std=gnu99", "-O2", "-march=x86-64-v4", *WARNINGS),
     "checked": ("-std=gnu99", "-O1", "-march=native", *CHECKED),
@@ -102,7 +103,7 @@ KERNELS_OF_DEPTHWISE = (
 
 def source():
     """Instances of every kernel, exported through wrappers of the same arguments."""
-    files = ("int8.h", "int8_amx.h", "int8_depthwise.h", "int8_elementwise.h")
+    files = ("int8.h", "int8_depthwise.h", "int8_elementwise.h")
     lines = [f'#include "{file}"' for file in files]
     args = "const int8_t *w, const int32_t *b, const float *m, const uint8_t *r, void *y"
     for mr, nr in sorted(TILES):
@@ -114,13 +115,6 @@ def source():
                     f"void run_{name}(const fw_int8_conv *s, const uint8_t *x, {args}, int t, int n) "
                     f"{{ {name}(s, x, w, b, m, r, y, t, n); }}",
                 ]
-    for out in OUTS:
-        lines += [
-            f"FW_DEFINE_INT8_PRODUCT(product_{out}, 7, 1, 1, {out})",
-            f"void run_product_{out}(const fw_int8_conv *s, const uint8_t *x, {args}, int t, int n) "
-            f"{{ product_{out}(s, x, w, b, m, r, y, t, n); }}",
-        ]
-    lines += ["#ifdef FW_INT8_AMX", "int allow(void) { return fw_amx_allow(); }", "#endif"]
     for kh, kw, stride in KERNELS_OF_DEPTHWISE:
         for out in OUTS if (kh, stride) == (3, 2) else OUTS[:1]:
             name = f"depthwise_{kh}_{kw}_{stride}_{out}"

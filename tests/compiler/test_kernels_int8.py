@@ -104,48 +104,28 @@ CASES = [
     (24, 24, 6, 8, 3, 1, 1, 6, (5, 1), "quantise"),
     (130, 100, 1, 1, 1, 1, 1, 1, (1, 4), "quantise"),
     (12, 5, 4, 6, 1, 2, 1, 1, (1, 1), "quantise"),
-]
-
-
-MATRIX = [
-    (64, 96, 1, 49, 1, 1, 1, 1, None, "quantise"),
-    (24, 40, 7, 33, 1, 1, 1, 1, None, "add"),
-    (100, 16, 2, 16, 1, 1, 1, 1, None, "table"),
-    (65, 33, 3, 50, 1, 1, 1, 1, None, "real"),
-    (48, 40, 5, 36, 3, 2, 1, 1, None, "relu"),
+    # 16 columns and 48 channels or more: on the matrix unit where there is one
+    (64, 96, 1, 49, 1, 1, 1, 1, (7, 2), "quantise"),
+    (24, 40, 7, 33, 1, 1, 1, 1, (7, 2), "add"),
+    (100, 16, 2, 16, 1, 1, 1, 1, (7, 2), "table"),
+    (65, 33, 3, 50, 1, 1, 1, 1, (7, 2), "real"),
+    (48, 40, 5, 36, 3, 2, 1, 1, (7, 2), "relu"),
+    (128, 70, 2, 20, 1, 1, 1, 1, (14, 2), "quantise"),
 ]
 
 
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_convolution_is_exact(library, build, case):
-    check_convolution(library(build), case, CASES.index(case))
-
-
-@pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("case", MATRIX, ids=lambda case: "-".join(map(str, case)))
-def test_convolution_on_the_matrix_unit_is_exact(library, build, case):
-    check_convolution(library(build), case, MATRIX.index(case))
-
-
-def test_the_matrix_unit_is_used(library):
-    lib = library("native")
-    if not hasattr(lib, "allow"):
-        pytest.skip("this machine has no AMX")
-    assert lib.allow() in (0, 1)
-
-
-def check_convolution(lib, case, seed):
-    """Compare a case with integer arithmetic; no tile stands for the form that prefers the matrix unit."""
-    channels, outputs, rows, columns, kernel, stride, dilation, groups, tile, out = case
-    rng = np.random.default_rng(seed)
+    channels, outputs, rows, columns, kernel, stride, dilation, groups, (mr, nr), out = case
+    rng = np.random.default_rng(CASES.index(case))
     flat, x = pixels(rng, 2, rows, columns, channels)
     weight = rng.integers(-128, 128, (outputs, channels // groups, kernel, kernel)).astype(np.int8)
     bias = rng.integers(-3000, 3000, outputs).astype(np.int32)
     x_zero = int(rng.integers(0, 256))
     sums = convolve(x.astype(np.int64) - x_zero, weight, stride, dilation, groups) + bias
     scale = (rng.uniform(0.5, 2, outputs) * 50 / np.abs(sums).max()).astype(np.float32)
-    packed, first = pack_int8.conv_weights(weight, groups, 4 if tile else 64)
+    packed, first = pack_int8.conv_weights(weight, groups)
     wide = outputs + 3
     setting = out_setting(rng, outputs, sums.shape, wide)
     blocks, cs = packed.shape[0], x.shape[3]
@@ -162,9 +142,8 @@ def check_convolution(lib, case, seed):
         pack_int8.requantise(1, scale, None, outputs),
     )
     arrays = (flat, packed, sums_start, factors)
-    mr, nr = tile or (7, 1)
-    name = f"conv_{mr}_{nr}_{blocks % nr or nr}_{out}" if tile else f"product_{out}"
-    check_output(lib, name, shape, arrays, want, out, wide, residual)
+    name = f"conv_{mr}_{nr}_{blocks % nr or nr}_{out}"
+    check_output(library(build), name, shape, arrays, want, out, wide, residual)
 
 
 def test_halves_round_to_even_and_ends_saturate(library):

@@ -91,13 +91,12 @@ def requantise(x_scale: float, w_scale: ArrayLike, y_scale: float | None, output
     return _padded(scale if y_scale is None else scale / np.float32(y_scale), np.float32)
 
 
-def conv_weights(weight: Bytes, groups: int = 1, depth: int = 4) -> tuple[Bytes, tuple[int, ...] | None]:
+def conv_weights(weight: Bytes, groups: int = 1) -> tuple[Bytes, tuple[int, ...] | None]:
     """Pack a convolution's weights and say where the blocks' inputs begin.
 
     Args:
         weight: (O, I / groups, kh, kw), signed. A fully connected layer has kh = kw = 1.
         groups: groups of the convolution.
-        depth: the channels of a tap are padded with zeros to a multiple of this: 4, or 64 for `int8_amx.h`.
 
     Returns:
         ([block][kh][kw][k4][16][4], `fw_int8_conv.first` or None if every block starts at channel 0).
@@ -107,8 +106,7 @@ def conv_weights(weight: Bytes, groups: int = 1, depth: int = 4) -> tuple[Bytes,
     blocks, wide = blocks_of(outputs), outputs // groups
     starts = [block * LANES // wide * narrow for block in range(blocks)]
     ends = [((min((b + 1) * LANES, outputs) - 1) // wide + 1) * narrow for b in range(blocks)]
-    deepest = max(end - start for start, end in zip(starts, ends, strict=True))
-    k4 = -(-deepest // depth) * depth // 4
+    k4 = max(-(-(end - start) // 4) for start, end in zip(starts, ends, strict=True))
     packed = np.zeros((blocks, rows, columns, k4, LANES, 4), np.int8)
     for output in range(outputs):
         block, lane = divmod(output, LANES)

@@ -21,9 +21,13 @@
  *               255) - q_zero; ratio = scale_q / scale_y, r_ratio = scale_r / scale_y; m = scale_x * scale_w[o] / scale_q
  *     real      float32 clamp(s * m, real_lo, real_hi);  m = scale_x * scale_w[o]
  *
+ * Where the program is compiled for the matrix unit of x86 (AMX), the system lends it and the shape suits, the product runs
+ * there: 16 pixels x 16 outputs x 64 channels an instruction, same bits. Linux lends its registers to a process on request;
+ * the kernel asks at every call, because a program of ours has no state to remember the answer in.
+ *
  * Packed weights (pack_int8.conv_weights): [block of 16 outputs][tap row][tap column][k4][16 outputs][4 channels] s8,
  *   zero for channels and outputs that do not exist; bias int32 and scale float32 [16 * blocks], zero there.
- * Up to 3 bytes behind the last channel of a pixel are read (times a zero weight).
+ * Up to 3 bytes behind the last channel of a pixel are read, 63 by the matrix unit (times zero weights).
  * Grouped: first[b] is the first input channel of block b; with NR > 1 the blocks of a tile share it.
  * 1x1 with stride 1: images = rows = 1, columns = N * H * W. Input columns right behind each other (x_tap_column ==
  * channels, a multiple of 4): tap_columns = 1 and depth4 = kernel width * channels / 4.
@@ -33,6 +37,12 @@
 #define FW_INT8_H
 
 #include "int8_vector.h"
+
+#if defined(FW_INT8_512) && defined(__AMX_INT8__) && defined(__linux__)
+#define FW_INT8_AMX 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 typedef struct fw_int8_out {
     int lanes;                                         /* 1..16: outputs of the last block that are stored */
@@ -66,12 +76,8 @@ FW_INT8_INLINE void fw_int8_odd(ptrdiff_t odd[8], ptrdiff_t stride)
 }
 FW_INT8_INLINE const uint8_t *fw_int8_row(const uint8_t *p, const ptrdiff_t odd[8], const int row)
 {
-    if (row == 0)
-        return p;
-    return row % 8 == 0   ? p + odd[row / 16] * 8
-           : row % 4 == 0 ? p + odd[row / 8] * 4
-           : row % 2 == 0 ? p + odd[row / 4] * 2
-                          : p + odd[row / 2];
+    const int by = row % 8 == 0 ? 8 : row % 4 == 0 ? 4 : row % 2 == 0 ? 2 : 1;
+    return row == 0 ? p : p + odd[row / by / 2] * by;
 }
 
 FW_INT8_INLINE fw_i32 fw_int8_scaled(fw_i32 sum, const float *scale)
@@ -175,6 +181,7 @@ FW_INT8_INLINE void fw_int8_out_real(const fw_int8_out *s, const fw_i32 *acc, co
     }
 }
 
+/* Bytes of an element of y. */
 #define FW_INT8_SIZE_quantise 1
 #define FW_INT8_SIZE_shift 1
 #define FW_INT8_SIZE_relu 1
@@ -250,12 +257,138 @@ FW_INT8_FUNCTION void fw_int8_run(const fw_int8_conv *s, int mr, int nr, int siz
     }
 }
 
+#if defined(FW_INT8_AMX)
+enum { FW_AMX_TAPS = 9 };
+
+/* Whether the matrix unit can and should run a shape; with fewer products an output the tiles are as fast. */
+FW_INT8_FUNCTION int fw_amx_suits(const fw_int8_conv *s)
+{
+    enum { REQUEST = 0x1023, TILE_DATA = 18 };
+    const int taps = s->tap_rows * s->tap_columns;
+    return s->columns >= 16 && !s->first && taps * s->depth4 >= 12 && (taps <= FW_AMX_TAPS || s->depth4 % 16 == 0) &&
+           syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+
+FW_INT8_INLINE void fw_amx_begin(void)
+{
+    struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } config;
+    int i;
+    memset(&config, 0, sizeof config);
+    config.palette = 1;
+    for (i = 0; i < 8; ++i) {
+        config.bytes[i] = 64;
+        config.rows[i] = 16;
+    }
+    _tile_loadconfig(&config);
+}
+
+/* rest[block][tap]: the channels of each tap behind its whole steps of 64, padded with zeros to one. */
+FW_INT8_INLINE void fw_amx_rest(const fw_int8_conv *s, const int8_t *w, int blocks, int8_t (*rest)[FW_AMX_TAPS][1024])
+{
+    const int taps = s->tap_rows * s->tap_columns, left = s->depth4 % 16;
+    int t, b;
+    for (b = 0; left && b < blocks; ++b) {
+        for (t = 0; t < taps; ++t) {
+            memcpy(rest[b][t], w + (((ptrdiff_t)b * taps + t + 1) * s->depth4 - left) * 64, (size_t)left * 64);
+            memset(rest[b][t] + left * 64, 0, (size_t)(16 - left) * 64);
+        }
+    }
+}
+
+/* sums[block][16 pixels][16 outputs] of up to 4 blocks. A tile of pixels is slow to load, as its rows straddle cache lines:
+ * so it meets as many blocks as there are registers for sums. */
+FW_INT8_INLINE void fw_amx_sums(const fw_int8_conv *s, const uint8_t *x, const int8_t *w, const int32_t *bias, int blocks,
+                                const int8_t (*rest)[FW_AMX_TAPS][1024], int32_t *sums)
+{
+    const ptrdiff_t panel = (ptrdiff_t)s->tap_rows * s->tap_columns * s->depth4 * 64;
+    int ty, tx, k, t = 0;
+    _tile_loadd(0, bias, 0);
+    if (blocks > 1) _tile_loadd(1, bias + 16, 0);
+    if (blocks > 2) _tile_loadd(2, bias + 32, 0);
+    if (blocks > 3) _tile_loadd(3, bias + 48, 0);
+    for (ty = 0; ty < s->tap_rows; ++ty) {
+        for (tx = 0; tx < s->tap_columns; ++tx, ++t) {
+            const uint8_t *xt = x + ty * s->x_tap_row + tx * s->x_tap_column;
+            for (k = 0; k < s->depth4; k += 16) {
+                const int whole = k + 16 <= s->depth4;
+                const int8_t *from = whole ? w + ((ptrdiff_t)t * s->depth4 + k) * 64 : rest[0][t];
+                const ptrdiff_t next = whole ? panel : FW_AMX_TAPS * 1024;
+                _tile_loadd(4, xt + 4 * k, s->x_column);
+                _tile_loadd(5, from, 64);
+                _tile_dpbusd(0, 4, 5);
+                if (blocks > 1) { _tile_loadd(6, from + next, 64); _tile_dpbusd(1, 4, 6); }
+                if (blocks > 2) { _tile_loadd(7, from + 2 * next, 64); _tile_dpbusd(2, 4, 7); }
+                if (blocks > 3) { _tile_loadd(5, from + 3 * next, 64); _tile_dpbusd(3, 4, 5); }
+            }
+        }
+    }
+    _tile_stored(0, sums, 64);
+    if (blocks > 1) _tile_stored(1, sums + 256, 64);
+    if (blocks > 2) _tile_stored(2, sums + 512, 64);
+    if (blocks > 3) _tile_stored(3, sums + 768, 64);
+}
+
+#define FW_INT8_MATRIX(NAME, OUT)                                                                                      \
+    /* Stores 16 columns x NB blocks of sums. */                                                                       \
+    FW_INT8_INLINE void NAME##_out(const fw_int8_out *s, const int32_t *sums, const int nb, const float *scale,       \
+                                   const uint8_t *r, uint8_t *y, int skip, int lanes)                                 \
+    {                                                                                                                  \
+        int m, i;                                                                                                      \
+        for (m = skip & ~3; m < 16; m += 4) {                                                                          \
+            fw_i32 acc[16];                                                                                            \
+            FW_INT8_UNROLL                                                                                             \
+            for (i = 0; i < 4 * nb; ++i)                                                                               \
+                acc[i] = fw_i32_load(sums + 256 * (i % nb) + 16 * (m + i / nb));                                       \
+            fw_int8_out_##OUT(s, acc, 4, nb, scale, r ? r + m * s->r_column : r,                                       \
+                              y + m * s->y_column * FW_INT8_SIZE_##OUT, skip > m ? skip - m : 0, lanes);               \
+        }                                                                                                              \
+    }                                                                                                                  \
+    FW_INT8_FUNCTION void NAME(const fw_int8_conv *s, const uint8_t *x, const int8_t *w, const int32_t *bias,         \
+                               const float *scale, const uint8_t *r, void *y, int tid, int threads)                   \
+    {                                                                                                                  \
+        const int strips = (s->columns + 15) / 16, tiles = s->images * s->rows * strips;                               \
+        const int items = tiles * ((s->blocks + 3) / 4), end = fw_int8_begin(items, tid + 1, threads);                 \
+        const ptrdiff_t panel = (ptrdiff_t)s->tap_rows * s->tap_columns * s->depth4 * 64;                              \
+        int32_t sums[1024] __attribute__((aligned(64)));                                                               \
+        int8_t rest[4][FW_AMX_TAPS][1024] __attribute__((aligned(64)));                                                \
+        int item, b, ready = -1;                                                                                       \
+        fw_amx_begin();                                                                                                \
+        for (item = fw_int8_begin(items, tid, threads); item < end; ++item) {                                          \
+            const int block = item / tiles * 4, tile = item % tiles, line = tile / strips, start = tile % strips * 16; \
+            const int column = start <= s->columns - 16 ? start : s->columns - 16;                                     \
+            const int image = line / s->rows, row = line % s->rows, left = s->blocks - block;                          \
+            const ptrdiff_t to = image * s->out.y_image + row * s->out.y_row + column * s->out.y_column + 16 * block;  \
+            const ptrdiff_t at = image * s->out.r_image + row * s->out.r_row + column * s->out.r_column + 16 * block;  \
+            uint8_t *yi = (uint8_t *)y + to * FW_INT8_SIZE_##OUT;                                                      \
+            if (block != ready)                                                                                        \
+                fw_amx_rest(s, w + block * panel, left < 4 ? left : 4, rest);                                          \
+            ready = block;                                                                                             \
+            fw_amx_sums(s, x + image * s->x_image + row * s->x_row + column * s->x_column, w + block * panel,          \
+                        bias + 16 * block, left < 4 ? left : 4, (const int8_t (*)[FW_AMX_TAPS][1024])rest, sums);      \
+            if (left >= 4)                                                                                             \
+                NAME##_out(&s->out, sums, 4, scale + 16 * block, r ? r + at : r, yi, start - column,                   \
+                           left == 4 ? s->out.lanes : 16);                                                             \
+            for (b = 0; left < 4 && b < left; ++b)                                                                     \
+                NAME##_out(&s->out, sums + 256 * b, 1, scale + 16 * (block + b), r ? r + at + 16 * b : r,              \
+                           yi + 16 * b * FW_INT8_SIZE_##OUT, start - column, b + 1 < left ? 16 : s->out.lanes);        \
+        }                                                                                                              \
+        _tile_release();                                                                                               \
+    }
+#define FW_INT8_TRY_MATRIX(NAME)                                                                                       \
+    if (fw_amx_suits(shape)) { NAME(shape, x, w, bias, scale, r, y, tid, threads); return; }
+#else
+#define FW_INT8_MATRIX(NAME, OUT)
+#define FW_INT8_TRY_MATRIX(NAME)
+#endif
+
 #define FW_DEFINE_INT8_CONV(NAME, MR, NR, NT, OUT)                                                                     \
     FW_INT8_TILE(NAME##_full, MR, NR, OUT)                                                                             \
     FW_INT8_TILE(NAME##_last, MR, NT, OUT)                                                                             \
+    FW_INT8_MATRIX(NAME##_matrix, OUT)                                                                                 \
     FW_INT8_FUNCTION void NAME(const fw_int8_conv *shape, const uint8_t *x, const int8_t *w, const int32_t *bias,     \
                                const float *scale, const uint8_t *r, void *y, int tid, int threads)                   \
     {                                                                                                                  \
+        FW_INT8_TRY_MATRIX(NAME##_matrix)                                                                              \
         fw_int8_run(shape, (MR), (NR), FW_INT8_SIZE_##OUT, NAME##_full, (NT) == (NR) ? NAME##_full : NAME##_last, x,  \
                     w, bias, scale, r, y, tid, threads);                                                               \
     }

@@ -105,6 +105,13 @@ FW_INT8_INLINE int fw_int8_slot(const int shift, const int kw, const int sx)
     return count;
 }
 
+/* So many vectors of weights stay in registers while a row passes. */
+#if defined(FW_INT8_512)
+#define FW_INT8_HELD 18
+#else
+#define FW_INT8_HELD 1
+#endif
+
 #define FW_INT8_QUADS(COLUMNS, KW, SX) (((COLUMNS) - 1) / 4 * (SX) + (3 * (SX) + (KW) - 1) / 4 + 1)
 
 #define FW_DEFINE_INT8_DEPTHWISE(NAME, KH, KW, SX, OUT)                                                                \
@@ -121,6 +128,12 @@ FW_INT8_INLINE int fw_int8_slot(const int shift, const int kw, const int sx)
             const int8_t *wb = w + (ptrdiff_t)block * (KH) * slots * 64;                                               \
             uint8_t *yb = y + block * 16 * FW_INT8_SIZE_##OUT;                                                         \
             const uint8_t *rb = r ? r + block * 16 : r, *at[KH];                                                       \
+            fw_w4 held[FW_INT8_HELD];                                                                                  \
+            if ((KH) * slots <= FW_INT8_HELD) {                                                                        \
+                FW_INT8_UNROLL                                                                                         \
+                for (i = 0; i < FW_INT8_HELD; ++i)                                                                     \
+                    held[i] = fw_w4_load(wb + 64 * (i < (KH) * slots ? i : 0));                                        \
+            }                                                                                                          \
             FW_INT8_UNROLL                                                                                             \
             for (ty = 0; ty < (KH); ++ty)                                                                              \
                 at[ty] = line[ty] + start;                                                                             \
@@ -138,7 +151,9 @@ FW_INT8_INLINE int fw_int8_slot(const int shift, const int kw, const int sx)
                         FW_INT8_UNROLL                                                                                 \
                         for (part = 0; part <= (shift + (KW) - 1) / 4; ++part)                                         \
                             acc[o] = fw_dp(acc[o], fw_x4_load(at[ty] + 64 * (o * (SX) / 4 + part)),                    \
-                                           fw_w4_load(wb + 64 * (ty * slots + slot + part)));                          \
+                                           (KH) * slots <= FW_INT8_HELD                                                \
+                                               ? held[(ty * slots + slot + part) % FW_INT8_HELD]                       \
+                                               : fw_w4_load(wb + 64 * (ty * slots + slot + part)));                    \
                     }                                                                                                  \
                     at[ty] += 64 * (SX);                                                                               \
                 }                                                                                                      \
