@@ -10,7 +10,7 @@ import pytest
 from featherweight.cli import main as cli
 from featherweight.errors import BudgetError, DataError, FeatherweightError, MissingExtraError, UsageError
 
-VERBS = ("fit", "evaluate", "predict", "list", "show", "systems", "doctor", "new", "reproduce")
+VERBS = ("fit", "evaluate", "predict", "compile", "list", "show", "systems", "doctor", "new", "reproduce")
 
 
 def run(code: str) -> subprocess.CompletedProcess:
