@@ -57,8 +57,8 @@ def source_plan(quick: bool, seed: int) -> Plan:
     """Return how the body is trained first."""
     return Plan(
         data="cifar10",
-        train_images=500 if quick else 20_000,
-        test_images=200 if quick else 5_000,
+        train_images=256 if quick else 20_000,
+        test_images=100 if quick else 5_000,
         side=64,
         epochs=1 if quick else 8,
         seeds=(seed,),
@@ -183,7 +183,7 @@ def reproduce(
         train_images=48 if quick else 480,
         test_images=40 if quick else 200,
         side=SIDE,
-        epochs=2 if quick else 15,
+        epochs=1 if quick else 15,
         seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
         recipe=TRIAL,
     )
