@@ -151,7 +151,8 @@ void run_copy(U8 x, ptrdiff_t a, uint8_t *y, ptrdiff_t b, int p, int c, U8 table
 void run_gather(U8 x, ptrdiff_t a, uint8_t *y, ptrdiff_t b, int p, int c, const int16_t *i, int t, int k) {
     fw_u8_gather(x, a, y, b, p, c, i, t, k); }
 void run_image(const float *x, uint8_t *y, int n, int r, int c, int p, int a, int b, int d, int e,
-               const float *s, int z, int t, int k) { fw_u8_image(x, y, n, r, c, p, a, b, d, e, *s, z, t, k); }
+               const float *s, int z, int t, int k) {
+    fw_u8_image(x, y, n, r, c, p, a, b, d, e, *s, z, t, k); }
 void run_planar(U8 x, ptrdiff_t a, uint8_t *y, int p, int c, int t, int k) {
     fw_u8_planar(x, a, y, p, c, t, k); }
 """
