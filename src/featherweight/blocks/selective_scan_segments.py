@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NUMBERS = 2**18
-"""States of one segment: one MiB, about what a core's second cache holds."""
+NUMBERS = 2**17
+"""States of one segment: half a MiB, of which a core's second cache holds a few."""
 
 
 def scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, reverse: bool = False) -> Tensor:
