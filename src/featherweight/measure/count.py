@@ -123,6 +123,14 @@ def count(model: torch.nn.Module, input_size: tuple[int, ...]) -> Count:
     return Count(params, run_under(_counting_mode, model, (1, *input_size)).macs)
 
 
+_COUNTED = frozenset(
+    [
+        *("Conv", "ConvInteger", "QLinearConv", "ConvTranspose"),
+        *("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "QGemm"),
+    ]
+)
+
+
 def _node_macs(node: onnx.NodeProto, shapes: dict[str, list[int]], weights: dict[str, list[int]]) -> int:
     """Return the MACs of one ONNX node, 0 where it is neither a convolution nor a linear layer."""
     kind = node.op_type
@@ -155,6 +163,35 @@ def _fix_batch(proto: onnx.ModelProto) -> None:
         dims = value.type.tensor_type.shape.dim
         if dims:
             dims[0].Clear()
+
+
+def _complete(shapes: dict[str, list[int]], proto: onnx.ModelProto, weights: dict[str, list[int]]) -> None:
+    """Add what inference left open: it cannot follow all arithmetic on shapes, so the network runs once."""
+    import onnx
+    import onnxruntime
+
+    nodes = [node for node in proto.graph.node if node.op_type in _COUNTED]
+    names = {name for node in nodes for name in (*node.input, node.output[0]) if name and name not in weights}
+    unknown = sorted(name for name in names if 0 in shapes.get(name, [0]))
+    if not unknown:
+        return
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    probe.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in unknown)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    dtype_of = onnx.helper.tensor_dtype_to_np_dtype
+    feeds = {
+        value.name: np.zeros(shapes[value.name], dtype_of(value.type.tensor_type.elem_type))
+        for value in probe.graph.input
+        if value.name not in weights
+    }
+    found = session.run(unknown, feeds)
+    shapes.update({name: list(value.shape) for name, value in zip(unknown, found, strict=True)})
 
 
 def count_onnx(path: str | Path) -> OnnxCount:
@@ -196,6 +233,10 @@ def count_onnx(path: str | Path) -> OnnxCount:
     shapes: dict[str, list[int]] = {}
     for value in [*graph.value_info, *graph.input, *graph.output]:
         shapes[value.name] = [d.dim_value for d in value.type.tensor_type.shape.dim]
+    try:
+        _complete(shapes, proto, weights)
+    except Exception as error:  # onnxruntime's own exceptions share no public base class
+        raise DataError(f"{path} cannot be run to see its shapes ({error}); export it again.") from error
     macs = sum(_node_macs(node, shapes, weights) for node in graph.node)
     params = sum(
         int(np.prod(t.dims))
