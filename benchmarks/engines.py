@@ -14,6 +14,8 @@ by name in float32 only, and a minute each to compile: `--torch` asks for it.
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 import math
 import tempfile
@@ -231,7 +233,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw each engine's share of the measured peak, a panel for each form."""
+    """Draw each engine's share of the measured peak, a panel for each form; rows of one number of threads."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -303,8 +305,11 @@ def main(
                         for count in counts:
                             work, options = Path(folder) / "compiled", {"tune": tune, "torch": with_torch}
                             rows += measure(file, count, runs, seconds, clock, options, work)
-        atomic_write(path, merge_rows(path.read_text() if path.exists() else "", rows, KEY, COLUMNS))
-        plot(rows, path.with_suffix(".png"))
+        text = merge_rows(path.read_text() if path.exists() else "", rows, KEY, COLUMNS)
+        atomic_write(path, text)
+        stored = list(csv.DictReader(io.StringIO(text)))
+        single = [row for row in stored if row["threads"] == "1"]
+        plot(single or stored, path.with_suffix(".png"))
     except FeatherweightError as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(error.exit_code) from error
