@@ -27,7 +27,7 @@
  *
  * Packed weights (pack_int8.conv_weights): [block of 16 outputs][tap row][tap column][k4][16 outputs][4 channels] s8,
  *   zero for channels and outputs that do not exist; bias int32 and scale float32 [16 * blocks], zero there.
- * Up to 3 bytes behind the last channel of a pixel are read, 63 by the matrix unit (times zero weights).
+ * Up to 3 bytes behind the last channel of a pixel are read (times zero weights), in k x k layers up to 63.
  * Grouped: first[b] is the first input channel of block b; with NR > 1 the blocks of a tile share it.
  * 1x1 with stride 1: images = rows = 1, columns = N * H * W. Input columns right behind each other (x_tap_column ==
  * channels, a multiple of 4): tap_columns = 1 and depth4 = kernel width * channels / 4.
@@ -275,10 +275,8 @@ FW_INT8_INLINE void fw_amx_begin(void)
     int i;
     memset(&config, 0, sizeof config);
     config.palette = 1;
-    for (i = 0; i < 8; ++i) {
-        config.bytes[i] = 64;
-        config.rows[i] = 16;
-    }
+    for (i = 0; i < 8; ++i)
+        config.bytes[i] = 64, config.rows[i] = 16;
     _tile_loadconfig(&config);
 }
 
@@ -298,10 +296,11 @@ FW_INT8_INLINE void fw_amx_rest(const fw_int8_conv *s, const int8_t *w, int bloc
 /* sums[block][16 pixels][16 outputs] of up to 4 blocks. A tile of pixels is slow to load, as its rows straddle cache lines:
  * so it meets as many blocks as there are registers for sums. */
 FW_INT8_INLINE void fw_amx_sums(const fw_int8_conv *s, const uint8_t *x, const int8_t *w, const int32_t *bias, int blocks,
-                                const int8_t (*rest)[FW_AMX_TAPS][1024], int32_t *sums)
+                                const int8_t (*rest)[FW_AMX_TAPS][1024], int end, int32_t *sums)
 {
+    uint8_t copy[16][64] = {{0}};
     const ptrdiff_t panel = (ptrdiff_t)s->tap_rows * s->tap_columns * s->depth4 * 64;
-    int ty, tx, k, t = 0;
+    int ty, tx, k, i, t = 0;
     _tile_loadd(0, bias, 0);
     if (blocks > 1) _tile_loadd(1, bias + 16, 0);
     if (blocks > 2) _tile_loadd(2, bias + 32, 0);
@@ -313,7 +312,10 @@ FW_INT8_INLINE void fw_amx_sums(const fw_int8_conv *s, const uint8_t *x, const i
                 const int whole = k + 16 <= s->depth4;
                 const int8_t *from = whole ? w + ((ptrdiff_t)t * s->depth4 + k) * 64 : rest[0][t];
                 const ptrdiff_t next = whole ? panel : FW_AMX_TAPS * 1024;
-                _tile_loadd(4, xt + 4 * k, s->x_column);
+                for (i = 0; !whole && end && i < 16; ++i) /* nothing behind the last pixel of all may be read */
+                    memcpy(copy[i], xt + 4 * k + i * s->x_column, (size_t)(s->depth4 - k) * 4);
+                if (whole || !end) _tile_loadd(4, xt + 4 * k, s->x_column);
+                else _tile_loadd(4, copy, 64);
                 _tile_loadd(5, from, 64);
                 _tile_dpbusd(0, 4, 5);
                 if (blocks > 1) { _tile_loadd(6, from + next, 64); _tile_dpbusd(1, 4, 6); }
@@ -328,8 +330,8 @@ FW_INT8_INLINE void fw_amx_sums(const fw_int8_conv *s, const uint8_t *x, const i
     if (blocks > 3) _tile_stored(3, sums + 768, 64);
 }
 
+/* NAME_out stores 16 columns x nb blocks of sums. */
 #define FW_INT8_MATRIX(NAME, OUT)                                                                                      \
-    /* Stores 16 columns x NB blocks of sums. */                                                                       \
     FW_INT8_INLINE void NAME##_out(const fw_int8_out *s, const int32_t *sums, const int nb, const float *scale,       \
                                    const uint8_t *r, uint8_t *y, int skip, int lanes)                                 \
     {                                                                                                                  \
@@ -364,7 +366,8 @@ FW_INT8_INLINE void fw_amx_sums(const fw_int8_conv *s, const uint8_t *x, const i
                 fw_amx_rest(s, w + block * panel, left < 4 ? left : 4, rest);                                          \
             ready = block;                                                                                             \
             fw_amx_sums(s, x + image * s->x_image + row * s->x_row + column * s->x_column, w + block * panel,          \
-                        bias + 16 * block, left < 4 ? left : 4, (const int8_t (*)[FW_AMX_TAPS][1024])rest, sums);      \
+                        bias + 16 * block, left < 4 ? left : 4, (const int8_t (*)[FW_AMX_TAPS][1024])rest,             \
+                        tile + 1 == tiles, sums);                                                                      \
             if (left >= 4)                                                                                             \
                 NAME##_out(&s->out, sums, 4, scale + 16 * block, r ? r + at : r, yi, start - column,                   \
                            left == 4 ? s->out.lanes : 16);                                                             \
