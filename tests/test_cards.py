@@ -44,6 +44,14 @@ def test_card_round_trip(tmp_path):
     assert variant.claimed == (Figure("top1", 70.0, "%", "table 1"),)
     assert card.search.widths == (0.5, 1.0) and card.search.recipe["lr"] == 0.1
     assert card.module_name == "featherweight.models.thing" and card.module_path is None
+    assert card.networks_name == card.module_name and card.networks_path is None
+
+
+def test_an_operator_may_name_the_module_of_its_networks(tmp_path):
+    text = CARD.replace('kind = "model"', 'kind = "op"\nnetworks = "simplenet"')
+    card = load_card(write(tmp_path, text.replace('task = "classify"', 'task = "operator"')))
+    assert card.networks_name == "featherweight.models.simplenet"
+    assert card.networks_path.name == "simplenet.py" and card.networks_task == "classify"
 
 
 @pytest.mark.parametrize(

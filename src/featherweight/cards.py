@@ -74,7 +74,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Card:
-    """Everything known about one published system."""
+    """Everything known about one published system.
+
+    `networks` is the module under `models/` that registers the card's variants, where the system itself is an
+    operator: the published networks that are built with it.
+    """
 
     slug: str
     kind: str
@@ -90,6 +94,7 @@ class Card:
     claimed: tuple[Figure, ...] = ()
     unknown: tuple[str, ...] = ()
     search: Search | None = None
+    networks: str = ""
 
     @property
     def module_name(self) -> str:
@@ -99,11 +104,32 @@ class Card:
     @property
     def module_path(self) -> Path | None:
         """File (or package) that implements the system; None while it is only planned."""
-        folder = PACKAGE_ROOT / KINDS[self.kind]
-        for path in (folder / f"{self.module}.py", folder / self.module / "__init__.py"):
-            if path.exists():
-                return path
-        return None
+        return _module_file(PACKAGE_ROOT / KINDS[self.kind], self.module)
+
+    @property
+    def networks_name(self) -> str:
+        """Dotted name of the module that registers the variants, whether or not it exists yet."""
+        return f"featherweight.models.{self.networks}" if self.networks else self.module_name
+
+    @property
+    def networks_path(self) -> Path | None:
+        """File (or package) that registers the variants as networks; None for a bare operator or a plan."""
+        if self.networks:
+            return _module_file(PACKAGE_ROOT / "models", self.networks)
+        return self.module_path if self.kind == "model" else None
+
+    @property
+    def networks_task(self) -> str:
+        """What the networks are for; those built with an operator classify."""
+        return "classify" if self.networks else self.task
+
+
+def _module_file(folder: Path, name: str) -> Path | None:
+    """Return the file of a module or package, None where there is none."""
+    for path in (folder / f"{name}.py", folder / name / "__init__.py"):
+        if path.exists():
+            return path
+    return None
 
 
 def load_card(path: Path) -> Card:

@@ -54,7 +54,9 @@ def list_models(pattern: str = "*", task: str | None = None, implemented: bool =
     names = [
         name
         for card in all_cards().values()
-        if card.kind == "model" and task in (None, card.task) and (card.module_path or not implemented)
+        if (card.kind == "model" or card.networks)
+        and task in (None, card.networks_task)
+        and (card.networks_path or not implemented)
         for name in card.variants
     ]
     return sorted(fnmatch.filter(names, glob))
@@ -67,9 +69,9 @@ def get_builder(name: str) -> Callable[..., Any]:
         UsageError: the name is unknown, or the system is planned but not built yet.
     """
     card = card_of(name)
-    if card.module_path is None:
+    if card.networks_path is None:
         raise UsageError(f"'{name}' ({card.title}) is planned, not built yet. See: featherweight systems")
-    importlib.import_module(card.module_name)
+    importlib.import_module(card.networks_name)
     return _BUILDERS[name]
 
 

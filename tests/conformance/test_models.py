@@ -19,7 +19,7 @@ from featherweight.registry import create_model
 
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 BUILT = [card for card in all_cards().values() if card.module_path]
-MODELS = [card for card in BUILT if card.kind == "model"]
+MODELS = [card for card in BUILT if card.networks_path]
 VARIANTS = [(card, name) for card in MODELS for name in card.variants]
 NAMES = [name for _, name in VARIANTS]
 
@@ -34,7 +34,7 @@ def names_of(task: str | None = None) -> list:
     return [
         name if name == smallest(card) else pytest.param(name, marks=pytest.mark.slow)
         for card, name in VARIANTS
-        if task in (None, card.task)
+        if task in (None, card.networks_task)
     ]
 
 

@@ -41,10 +41,13 @@ def code_digest(card: Card) -> str:
     A record of a passed test names the digest it was made for; after a change to the code it no longer
     counts.
     """
-    path = card.module_path
-    if path is None:
+    if card.module_path is None:
         return ""
-    files = sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+    files = [
+        file
+        for path in dict.fromkeys(filter(None, (card.module_path, card.networks_path)))
+        for file in (sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path])
+    ]
     digest = hashlib.sha256()
     for file in files:
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -116,7 +119,7 @@ def model_rows(
     Raises:
         UsageError: a limit is not a number, the task is unknown, or no network has such a name.
     """
-    _check("task", task, {card.task for card in all_cards().values() if card.kind == "model"})
+    _check("task", task, {card.networks_task for card in all_cards().values() if card.variants})
     limits = {"params": parse_count(max_params), "macs": parse_count(max_macs)}
     names = list_models(pattern, task=task or None, implemented=not planned)
     known = list_models(implemented=False)
