@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from featherweight.cards import Card, all_cards
@@ -152,3 +152,30 @@ def _create_timm(name: str, **kwargs: Any) -> nn.Module:
             raise
         matches = close_matches(name, timm.list_models())
         raise UsageError(f"timm has no model '{name}'.{matches} See: timm.list_models()") from error
+
+
+def list_ops() -> list[str]:
+    """Return the slugs of the operators that are built, in alphabetical order.
+
+    >>> "fdconv" in list_ops()
+    True
+    """
+    return [card.slug for card in all_cards().values() if card.kind == "op" and card.module_path]
+
+
+def get_operators(slug: str) -> Mapping[type[Any], type[Any]]:
+    """Return kind of layer (`torch.nn.Conv2d`, ...) -> the class of operator `slug` that replaces it.
+
+    Raises:
+        UsageError: there is no such operator, it is planned but not built, or it replaces no layer.
+    """
+    card, built = all_cards().get(slug), ", ".join(list_ops()) or "none"
+    if card is None or card.kind != "op":
+        known = [card.slug for card in all_cards().values() if card.kind == "op"]
+        raise UsageError(f"No operator '{slug}'.{close_matches(slug, known)} Built: {built}.")
+    if card.module_path is None:
+        raise UsageError(f"'{slug}' ({card.title}) is planned, not built yet. Built: {built}.")
+    found: Mapping[type[Any], type[Any]] = getattr(importlib.import_module(card.module_name), "OPERATORS", {})
+    if not found:
+        raise UsageError(f"'{slug}' ({card.title}) replaces no layer of torch.nn; build it by hand.")
+    return found

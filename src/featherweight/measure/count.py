@@ -2,6 +2,7 @@
 
 Only convolutions and linear layers count as MACs (1 MAC is one multiply-add), for a batch of 1: the
 convention of the papers. Attention products between two activations, normalisation and pooling are left out.
+A module with a method `macs(input_shape)`, such as an operator of `ops/`, is counted by its own formula.
 """
 
 from __future__ import annotations
@@ -80,7 +81,19 @@ def _counting_mode(model: torch.nn.Module) -> Any:
             self.macs += macs_of(func._schema.name, args, out)
             return out
 
-    return CountMacs()
+    mode, before = CountMacs(), []
+
+    def enter(module: torch.nn.Module, args: Any) -> None:
+        before.append(mode.macs)
+
+    def leave(module: torch.nn.Module, args: Any, out: Any) -> None:
+        mode.macs = before.pop() + len(args[0]) * module.macs(tuple(args[0].shape[1:]))
+
+    for module in model.modules():
+        if callable(getattr(module, "macs", None)):
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
+    return mode
 
 
 def run_under(
