@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from featherweight.blocks import fold
+
 IN_PLACE = (nn.ReLU, nn.ReLU6)
 """Activations whose backward pass needs only their result, so that they may overwrite their input."""
 
@@ -66,6 +68,12 @@ class ConvNormAct(nn.Module):
         """Convolve, normalise, activate."""
         scales = self.scales and type(self.conv) is nn.Conv2d and _runs_on_cpu(x)
         return self.act(self.norm(_scale_channels(x, self.conv) if scales else self.conv(x)))
+
+    def fuse(self) -> None:
+        """Put the batch norm into the convolution, in place; nothing happens the second time."""
+        if isinstance(self.norm, fold.NORMS):
+            fold.fold_after(self.conv, self.norm)
+            self.norm = nn.Identity()
 
 
 def _runs_on_cpu(x: Tensor) -> bool:

@@ -8,8 +8,11 @@ Reference: "UniRepLKNet", arXiv 2311.15599, section 3.2.
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
 
+from featherweight.blocks.fold import folded, put_weights
 from featherweight.errors import UsageError
 
 DILATED = {
@@ -59,47 +62,18 @@ class DilatedReparamBlock(nn.Module):
 
     def fuse(self) -> nn.Conv2d:
         """Return the one convolution (with bias) that gives the same in eval mode."""
-        merged, bias = fold_norm(*self.branches[0])
+        merged, bias = folded(*self.branches[0])
         side = merged.shape[-1]
         for conv, norm in self.branches[1:]:
-            weight, shift = fold_norm(conv, norm)
+            weight, shift = folded(conv, norm)
             step = conv.dilation[0]
             start = (side - step * (weight.shape[-1] - 1) - 1) // 2
             # A dilated kernel is a dense one with holes, in the middle of the large one.
             merged[:, :, start : side - start : step, start : side - start : step] += weight
             bias = bias + shift
-        return with_weights(self.branches[0][0], merged, bias)
-
-
-def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return weight and bias (double) of the convolution that includes the norm after it.
-
-    Args:
-        conv: the convolution.
-        norm: the batch norm after it, taken in eval mode.
-        shift: added to the convolution's bias before the norm.
-    """
-    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
-    bias = shift if conv.bias is None else conv.bias.detach().double() + shift
-    bias = norm.bias.detach().double() + (bias - norm.running_mean.double()) * scale
-    return conv.weight.detach().double() * scale[:, None, None, None], bias
-
-
-def with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """Return a convolution like `conv` with these weights, at its precision."""
-    new = nn.utils.skip_init(
-        nn.Conv2d,
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        padding=conv.padding,
-        groups=conv.groups,
-        device=weight.device,
-        dtype=conv.weight.dtype,
-    )
-    new.weight.data.copy_(weight)
-    new.bias.data.copy_(bias)
-    return new.train(conv.training)
+        large = copy.deepcopy(self.branches[0][0])
+        put_weights(large, merged, bias)
+        return large
 
 
 def depthwise(channels: int, kernel: int, dilation: int = 1) -> nn.Conv2d:

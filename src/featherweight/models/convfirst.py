@@ -31,11 +31,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import ConvNormAct, make_divisible
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
+from featherweight.blocks.fold import check_eval
 from featherweight.blocks.inverted_residual import InvertedResidual
 from featherweight.errors import UsageError
 from featherweight.registry import register_model
@@ -111,13 +111,13 @@ class ConvFirst(nn.Module):
     @torch.no_grad()
     def fuse(self) -> None:
         """Fold the batch norms, in place; once."""
-        fold_norm(self.spatial)
+        self.spatial.fuse()
         shift = self.spatial.conv.bias
         if shift is not None:
             self.expand.conv.bias = nn.Parameter(self.expand.conv.weight.flatten(1) @ shift)
             self.spatial.conv.bias = None
-        fold_norm(self.expand)
-        fold_norm(self.project)
+        self.expand.fuse()
+        self.project.fuse()
 
 
 class MBConv(InvertedResidual):
@@ -167,7 +167,7 @@ class MBConv(InvertedResidual):
         """Fold the batch norms, in place; once."""
         for unit in self.children():
             if isinstance(unit, ConvNormAct):  # an expansion of 1 leaves the widening out
-                fold_norm(unit)
+                unit.fuse()
 
 
 def run_in_strips(x: Tensor, rows: int, conv: nn.Conv2d, branch: Branch, add_input: bool) -> Tensor:
@@ -203,12 +203,6 @@ def _convolve_rows(unit: ConvNormAct, x: Tensor, missing: tuple[int, int]) -> Te
     side = conv.padding[1]
     x = F.pad(x, (side, side, *missing))
     return unit.act(unit.norm(F.conv2d(x, conv.weight, conv.bias, conv.stride, groups=conv.groups)))
-
-
-def fold_norm(unit: ConvNormAct) -> None:
-    """Fold a unit's batch norm into its convolution, in place, where it still has one."""
-    if isinstance(unit.norm, nn.BatchNorm2d):
-        unit.conv, unit.norm = fuse_conv_bn_eval(unit.conv, unit.norm), nn.Identity()
 
 
 def _check_groups(channels: int, group_width: int) -> None:
@@ -270,13 +264,9 @@ class ConvFirstNet(Classifier):
         Raises:
             UsageError: the network is in training mode, whose batch statistics cannot be folded.
         """
-        if self.training:
-            raise UsageError("fuse() needs the statistics of eval mode. Call model.eval() first.")
+        check_eval(self)
         for module in self.body:
-            if isinstance(module, ConvNormAct):
-                fold_norm(module)
-            else:
-                module.fuse()
+            module.fuse()
         return self
 
 

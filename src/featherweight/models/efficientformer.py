@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import ConvNormAct, make_divisible
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
+from featherweight.blocks.fold import check_eval, scale_output
 from featherweight.blocks.layouts import rename
 from featherweight.registry import register_model
 
@@ -87,10 +88,9 @@ class PoolBlock(nn.Module):
 
     def fuse(self) -> None:
         """Fold both batch norms and the MLP's factor into the convolutions; the mean's factor stays."""
-        _fold(self.expand)
-        _fold(self.project)
-        _absorb(self.project.conv, self.scale2)
-        self.scale2 = nn.Identity()
+        self.expand.fuse()
+        self.project.fuse()
+        self.scale2 = _absorb(self.project.conv, self.scale2)
 
 
 class Attention(nn.Module):
@@ -149,9 +149,8 @@ class TokenBlock(nn.Module):
 
     def fuse(self) -> None:
         """Fold both factors into the linear layers before them."""
-        _absorb(self.attention.project, self.scale1)
-        _absorb(self.project, self.scale2)
-        self.scale1, self.scale2 = nn.Identity(), nn.Identity()
+        self.scale1 = _absorb(self.attention.project, self.scale1)
+        self.scale2 = _absorb(self.project, self.scale2)
 
 
 class TokenStage(nn.Module):
@@ -278,12 +277,15 @@ class EfficientFormer(Classifier):
         self.classifier.apart = enable
 
     def fuse(self) -> EfficientFormer:
-        """Fold batch norms and factors into their neighbours and merge the classifiers, in place."""
+        """Fold batch norms and factors into their neighbours and merge the classifiers, in place.
+
+        Raises:
+            UsageError: the network is in training mode.
+        """
+        check_eval(self)
         for module in list(self.body.modules()):
-            if isinstance(module, PoolBlock | TokenBlock):
+            if isinstance(module, PoolBlock | TokenBlock | ConvNormAct):
                 module.fuse()
-        for module in filter(lambda module: isinstance(module, ConvNormAct), self.body):
-            _fold(module)
         if isinstance(self.classifier, TwoHeads):
             self.classifier = self.classifier.merge()
             self.distillation, self.default_cfg["classifier"] = False, "classifier"
@@ -319,19 +321,11 @@ def _small_weights(block: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-@torch.no_grad()
-def _fold(unit: ConvNormAct) -> None:
-    conv, norm = unit.conv, unit.norm
-    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    conv.weight.mul_(factor[:, None, None, None])
-    conv.bias.sub_(norm.running_mean).mul_(factor).add_(norm.bias)
-    unit.norm = nn.Identity()
-
-
-@torch.no_grad()
-def _absorb(layer: nn.Module, scale: LayerScale) -> None:
-    layer.weight.mul_(scale.gamma.reshape(-1, *[1] * (layer.weight.ndim - 1)))
-    layer.bias.mul_(scale.gamma)
+def _absorb(layer: nn.Module, scale: nn.Module) -> nn.Module:
+    """Put a factor, if there still is one, into the layer before it; return what is left of it."""
+    if isinstance(scale, LayerScale):
+        scale_output(layer, scale.gamma)
+    return nn.Identity()
 
 
 def _official_rules(model: EfficientFormer) -> list[tuple[str, str]]:

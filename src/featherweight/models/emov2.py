@@ -31,11 +31,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import ConvNormAct, make_divisible
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
+from featherweight.blocks.fold import check_eval, fold_before, scale_output
 from featherweight.blocks.layouts import rename
 from featherweight.errors import UsageError
 from featherweight.registry import register_model
@@ -220,14 +220,13 @@ class MobileBlock(nn.Module):
             return self.scale(self.project(local))
         return x + self.drop_path(self.scale(self.project(y + local)))
 
-    @torch.no_grad()
     def fold(self) -> None:
         """Fold the batch norm at the start and the layer scale into the 1x1 convolutions beside them."""
         if isinstance(self.norm, nn.BatchNorm2d):
-            _fold_before(self.norm, self.expand.conv)
+            fold_before(self.norm, self.expand.conv)
             self.norm = nn.Identity()
         if isinstance(self.scale, LayerScale):
-            self.project.weight.mul_(self.scale.gamma.view(-1, 1, 1, 1))
+            scale_output(self.project, self.scale.gamma)
             self.scale = nn.Identity()
 
 
@@ -307,12 +306,10 @@ class EMOv2(Classifier):
         Raises:
             UsageError: the network is in training mode.
         """
-        if self.training:
-            raise UsageError("fuse() needs the statistics of eval mode. Call model.eval() first.")
+        check_eval(self)
         for module in list(self.modules()):
-            if isinstance(module, ConvNormAct) and isinstance(module.norm, nn.BatchNorm2d):
-                module.conv = fuse_conv_bn_eval(module.conv, module.norm)
-                module.norm = nn.Identity()
+            if isinstance(module, ConvNormAct):
+                module.fuse()
             elif isinstance(module, MobileBlock):
                 module.fold()
         return self
@@ -354,14 +351,6 @@ def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
-
-
-def _fold_before(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
-    """Fold a batch norm into the 1x1 convolution after it, which pads nothing and so sees only its output."""
-    factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shift = norm.bias - norm.running_mean * factor
-    conv.bias.add_(conv.weight.flatten(1) @ shift)
-    conv.weight.mul_(factor.view(1, -1, 1, 1))
 
 
 @register_model

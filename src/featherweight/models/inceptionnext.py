@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import make_divisible
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
+from featherweight.blocks.fold import check_eval, fold_after, fold_before, scale_output
 from featherweight.blocks.layouts import rename
-from featherweight.errors import UsageError
 from featherweight.registry import register_model
 
 ATTO = (40, 80, 160, 320), (2, 2, 6, 2)
@@ -102,8 +102,8 @@ class MetaNeXtBlock(nn.Module):
     def merge(self) -> None:
         """Put the norm into the first pointwise convolution and the gain into the second, in place; once."""
         if self.gain is not None:
-            _fold_before(self.norm, self.expand)
-            _scale_output(self.project, self.gain.double())
+            fold_before(self.norm, self.expand)
+            scale_output(self.project, self.gain)
             self.norm, self.gain = nn.Identity(), None
 
 
@@ -122,7 +122,7 @@ class Stem(nn.Module):
     def merge(self) -> None:
         """Put the norm into the convolution, in place; once."""
         if isinstance(self.norm, nn.BatchNorm2d):
-            _scale_output(self.conv, *_scale_and_shift(self.norm))
+            fold_after(self.conv, self.norm)
             self.norm = nn.Identity()
 
 
@@ -141,7 +141,7 @@ class Downsample(nn.Module):
     def merge(self) -> None:
         """Put the norm into the convolution, which has no padding to spoil that, in place; once."""
         if isinstance(self.norm, nn.BatchNorm2d):
-            _fold_before(self.norm, self.conv)
+            fold_before(self.norm, self.conv)
             self.norm = nn.Identity()
 
 
@@ -220,15 +220,13 @@ class InceptionNeXt(Classifier):
         self.default_cfg["crop_pct"] = crop_pct
         self.apply(_init_weights)
 
-    @torch.no_grad()
     def fuse(self) -> Self:
         """Fold every batch norm and gain into the convolution beside it, in place.
 
         Raises:
             UsageError: the network is in training mode, whose batch statistics cannot be folded.
         """
-        if self.training:
-            raise UsageError("fuse() needs the statistics of eval mode. Call model.eval() first.")
+        check_eval(self)
         for module in self.body:
             module.merge()
         return self
@@ -278,25 +276,6 @@ def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
-
-
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
-    return scale, norm.bias.double() - norm.running_mean.double() * scale
-
-
-def _fold_before(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
-    """Put a norm into the convolution, without padding, that follows it."""
-    scale, shift = _scale_and_shift(norm)
-    weight = conv.weight.double()
-    conv.bias.copy_(conv.bias.double() + weight.sum((2, 3)) @ shift)
-    conv.weight.copy_(weight * scale[:, None, None])
-
-
-def _scale_output(conv: nn.Conv2d, scale: Tensor, shift: Tensor | float = 0.0) -> None:
-    """Put a factor and a shift of each output channel into the convolution before them."""
-    conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
-    conv.bias.copy_(conv.bias.double() * scale + shift)
 
 
 @register_model

@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import ConvNormAct, make_divisible
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
+from featherweight.blocks.fold import NORMS, check_eval, fold_before, folded, put_weights
 from featherweight.blocks.ls_conv import LSConv
 from featherweight.blocks.squeeze_excite import SqueezeExcite
-from featherweight.errors import UsageError
 from featherweight.registry import register_model
 
 TINY = (64, 128, 256, 384), (0, 2, 8, 10)
@@ -70,12 +70,11 @@ class RepDepthwise(nn.Module):
 
     def merge(self) -> nn.Conv2d:
         """Return the 3x3 depthwise convolution that does the same in eval mode."""
-        _fold(self.square)
-        _fold(self.point)
-        merged = self.square.conv
-        merged.weight.data[:, :, 1, 1] += self.point.conv.weight.data[:, :, 0, 0] + 1
-        merged.bias.data += self.point.conv.bias.data
-        return merged
+        weight, bias = folded(self.square.conv, self.square.norm)
+        centre, shift = folded(self.point.conv, self.point.norm)
+        weight[:, :, 1, 1] += centre[:, :, 0, 0] + 1
+        put_weights(self.square.conv, weight, bias + shift)
+        return self.square.conv
 
 
 class Attention(nn.Module):
@@ -222,16 +221,14 @@ class LSNet(Classifier):
         Raises:
             UsageError: the network is in training mode.
         """
-        if self.training:
-            raise UsageError("fuse() needs the statistics of eval mode. Call model.eval() first.")
+        check_eval(self)
         for module in self.body:
             if isinstance(module, Block) and isinstance(module.mixer, RepDepthwise):
                 module.mixer = module.mixer.merge()
         for module in self.modules():
             if isinstance(module, ConvNormAct):
-                _fold(module)
-        if _fold_before(self.head, self.classifier):
-            self.head = nn.Identity()
+                module.fuse()
+        self.head = _fold_head(self.head, self.classifier)
         return self
 
     def load_official(self, state: Mapping[str, Any], *, adapt: bool = False) -> None:
@@ -295,11 +292,10 @@ class DistilledLSNet(LSNet):
     def fuse(self) -> Self:
         """Fold as `LSNet` does and average the two heads into one layer."""
         super().fuse()
-        if _fold_before(self.head_dist, self.classifier_dist):
-            self.head_dist = nn.Identity()
+        self.head_dist = _fold_head(self.head_dist, self.classifier_dist)
+        if isinstance(self.classifier_dist, nn.Linear):
             first, second = self.classifier, self.classifier_dist
-            first.weight.data = (first.weight.data + second.weight.data) / 2
-            first.bias.data = (first.bias.data + second.bias.data) / 2
+            put_weights(first, (first.weight + second.weight) / 2, (first.bias + second.bias) / 2)
             self.classifier_dist = nn.Identity()
         return self
 
@@ -327,28 +323,12 @@ def _own_key(key: str, starts: Sequence[int]) -> str:
     return ".".join(("body", str(position), *(OFFICIAL.get(name, name) for name in rest)))
 
 
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale.detach(), (norm.bias - norm.running_mean * scale).detach()
-
-
-def _fold(unit: ConvNormAct) -> None:
-    """Put the norm of a unit into its convolution; nothing happens the second time."""
-    if isinstance(unit.norm, nn.BatchNorm2d):
-        scale, shift = _scale_and_shift(unit.norm)
-        unit.conv.weight.data *= scale[:, None, None, None]
-        unit.conv.bias = nn.Parameter(shift)
-        unit.norm = nn.Identity()
-
-
-def _fold_before(norm: nn.Module, layer: nn.Module) -> bool:
-    """Put a norm into the linear layer after it; tell whether there was one to put."""
-    if not isinstance(norm, nn.BatchNorm2d) or not isinstance(layer, nn.Linear):
-        return False
-    scale, shift = _scale_and_shift(norm)
-    layer.bias.data += layer.weight.data @ shift
-    layer.weight.data *= scale
-    return True
+def _fold_head(norm: nn.Module, layer: nn.Module) -> nn.Module:
+    """Put a norm into the classifier after it, if there is one; return what is left of the norm."""
+    if not isinstance(norm, NORMS) or not isinstance(layer, nn.Linear):
+        return norm
+    fold_before(norm, layer)
+    return nn.Identity()
 
 
 @register_model

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import ConvNormAct, make_divisible
 from featherweight.blocks.drop_path import DropPath
+from featherweight.blocks.fold import check_eval, fold_after, scale_output
 from featherweight.blocks.layouts import rename
 from featherweight.blocks.squeeze_excite import SqueezeExcite
 from featherweight.errors import UsageError
@@ -217,8 +218,7 @@ class SpartanBlock(nn.Module):
         for name, mixer in (("scale1", self.spatial), ("scale2", self.channel)):
             scale = getattr(self, name)
             if isinstance(scale, BranchScale):
-                mixer.project.weight.mul_(scale.weight.reshape(-1, 1, 1, 1))
-                mixer.project.bias.mul_(scale.weight.flatten())
+                scale_output(mixer.project, scale.weight.flatten())
                 setattr(self, name, nn.Identity())
 
 
@@ -292,14 +292,18 @@ class SpaRTAN(Classifier):
         """Fold batch norms, branch scales and, where pairs stay together, rotations into convolutions.
 
         In place, for inference; returns the network itself.
+
+        Raises:
+            UsageError: the network is in training mode.
         """
+        check_eval(self)
         for module in self.modules():
             if isinstance(module, SpartanBlock):
                 module.fuse_scales()
                 module.channel.fuse_rotation()
             for (_, conv), (name, norm) in itertools.pairwise(list(module.named_children())):
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    _fuse_norm(conv, norm)
+                    fold_after(conv, norm)
                     setattr(module, name, nn.Identity())
         return self
 
@@ -323,13 +327,6 @@ def _downsample(channels: int, out: int) -> nn.Module:
     """Halve the resolution with 2x2 patches that do not overlap."""
     conv = nn.Conv2d(channels, out, 2, 2, bias=False)
     return nn.Sequential(OrderedDict(conv=conv, norm=NORM(out), act=nn.SiLU()))
-
-
-def _fuse_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Let a bias-free convolution do what the batch norm after it does in eval mode."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    conv.weight.mul_(scale[:, None, None, None])
-    conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import make_divisible
-from featherweight.blocks.dilated_reparam import DilatedReparamBlock, depthwise, fold_norm, with_weights
+from featherweight.blocks.dilated_reparam import DilatedReparamBlock, depthwise
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
+from featherweight.blocks.fold import check_eval, exact, fold_after, scale_and_shift, scale_output
 from featherweight.blocks.layouts import clean_state, rename
 from featherweight.blocks.squeeze_excite import SqueezeExcite
-from featherweight.errors import UsageError
 from featherweight.registry import register_model
 
 KERNELS = {
@@ -129,14 +129,14 @@ class UniRepLKBlock(nn.Module):
             return
         if isinstance(self.depthwise, DilatedReparamBlock):
             self.depthwise = self.depthwise.fuse()
-        self.depthwise = with_weights(self.depthwise, *fold_norm(self.depthwise, self.norm))
-        self.norm = nn.Identity()
+        fold_after(self.depthwise, self.norm)
         # The norm over channels is not linear, so only its shift can move on, through the projection.
-        shift = self.project.weight.double().flatten(1) @ self.response.shift.double()
-        weight, bias = fold_norm(self.project, self.project_norm, shift)
-        gain = self.gain.double()
-        self.project = with_weights(self.project, gain[:, None, None, None] * weight, gain * bias)
-        self.project_norm, self.gain, self.response.shift = nn.Identity(), None, None
+        moved = exact(self.project.weight).flatten(1) @ exact(self.response.shift)
+        scale, shift = scale_and_shift(self.project_norm)
+        gain = exact(self.gain)
+        scale_output(self.project, gain * scale, gain * (scale * moved + shift))
+        self.norm, self.project_norm = nn.Identity(), nn.Identity()
+        self.gain, self.response.shift = None, None
 
 
 class Stem(nn.Module):
@@ -230,8 +230,7 @@ class UniRepLKNet(Classifier):
         Raises:
             UsageError: the network is in training mode, whose batch statistics cannot be merged.
         """
-        if self.training:
-            raise UsageError("fuse() needs the statistics of eval mode. Call model.eval() first.")
+        check_eval(self)
         self._merge()
         return self
 

@@ -12,23 +12,17 @@ from __future__ import annotations
 import copy
 import itertools
 
-import torch
 from torch import fx, nn
 
+from featherweight.blocks.fold import NORMS, fold_after
+
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_pair(layer: nn.Module, norm: nn.Module) -> nn.Module:
     """Return a copy of `layer` that also does what `norm` does in eval mode."""
     folded = copy.deepcopy(layer)
-    with torch.no_grad():
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
-        bias = 0.0 if layer.bias is None else layer.bias
-        folded.weight.copy_(layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))
-        folded.bias = nn.Parameter(shift + (bias - norm.running_mean) * scale)
+    fold_after(folded, norm)
     return folded
 
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import ConvNormAct, make_divisible
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
+from featherweight.blocks.fold import check_eval, fold_before
 from featherweight.blocks.squeeze_excite import SqueezeExcite
 from featherweight.models.mobilemamba import layout
 from featherweight.models.mobilemamba.far import FarBranch, WaveletConv, linear_unit
@@ -159,20 +160,6 @@ def _pair(channels: int) -> nn.Sequential:
     return nn.Sequential(Residual(linear_unit(channels, channels, 3)), _ffn(channels))
 
 
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
-
-
-def _fold(unit: ConvNormAct) -> None:
-    """Put a unit's norm into its convolution."""
-    if isinstance(unit.norm, nn.BatchNorm2d):
-        scale, shift = _scale_and_shift(unit.norm)
-        unit.conv.weight *= scale.reshape(-1, 1, 1, 1)
-        unit.conv.bias = nn.Parameter(shift)
-        unit.norm = nn.Identity()
-
-
 class MobileMamba(Classifier):
     """MobileMamba.
 
@@ -227,17 +214,20 @@ class MobileMamba(Classifier):
 
     @torch.no_grad()
     def fuse(self) -> MobileMamba:
-        """Fold norms, scales and depthwise shortcuts into the convolutions, in place; return self."""
+        """Fold norms, scales and depthwise shortcuts into the convolutions, in place; return self.
+
+        Raises:
+            UsageError: the network is in training mode.
+        """
+        check_eval(self)
         for module in self.modules():
             if isinstance(module, ConvNormAct):
-                _fold(module)
+                module.fuse()
         for module in self.modules():
             if isinstance(module, Residual | WaveletConv | FarBranch):
                 module.merge()
         if isinstance(self.head, nn.BatchNorm2d) and isinstance(self.classifier, nn.Linear):
-            scale, shift = _scale_and_shift(self.head)
-            self.classifier.bias += self.classifier.weight @ shift
-            self.classifier.weight *= scale
+            fold_before(self.head, self.classifier)
             self.head = nn.Identity()
         return self
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featherweight.blocks.conv import ConvNormAct
+from featherweight.blocks.fold import scale_output
 from featherweight.blocks.selective_scan import selective_scan
 
 DIRECTIONS, STATE = 2, 1
@@ -63,7 +64,7 @@ class WaveletConv(nn.Module):
     def merge(self) -> None:
         """Put the scale into the kernel."""
         if self.scale is not None:
-            self.conv.weight *= self.scale.transpose(0, 1)
+            scale_output(self.conv, self.scale.flatten())
             self.scale = None
 
 
@@ -126,7 +127,5 @@ class FarBranch(nn.Module):
     def merge(self) -> None:
         """Put the scale into the last projection of the scan, whose norm is folded already."""
         if self.scale is not None:
-            conv = self.scan.out_proj.conv
-            conv.weight *= self.scale.transpose(0, 1)
-            conv.bias *= self.scale.flatten()
+            scale_output(self.scan.out_proj.conv, self.scale.flatten())
             self.scale = None
