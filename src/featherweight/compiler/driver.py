@@ -51,9 +51,11 @@ from featherweight.compiler.session import Session
 from featherweight.compiler.source import describe, write_header, write_source
 from featherweight.compiler.tiles import Tiles
 from featherweight.compiler.tune import tune as tune_tiles
-from featherweight.errors import UsageError, WriteError
+from featherweight.errors import DataError, UsageError, WriteError
 
 MAX_THREADS = 64
+MAX_MESSAGE = 500
+"""Characters of an error: names in a file can be of any length."""
 EXAMPLE = """\
 /* Run the network once on zeros and print the first numbers of each output.
    cc -O2 main.c {prefix}.c -lm{pthread} && ./a.out {prefix}.weights */
@@ -123,10 +125,13 @@ def generate(
     Raises:
         DataError: the file is unreadable, unsafe or holds something that is not supported.
     """
-    graph = read_model(source, shapes, batch, EMITTERS)
     vector = vector_floats(target)
-    check_supported(graph)
-    program = Lowering(graph, run_passes(graph), vector, threads, tiles).run()
+    try:
+        graph = read_model(source, shapes, batch, EMITTERS)
+        check_supported(graph)
+        program = Lowering(graph, run_passes(graph), vector, threads, tiles).run()
+    except DataError as error:
+        raise DataError(_one_line(str(error))) from error
     arena = plan_memory(program)
     description = describe(graph, program, arena, {"target": target.name, "threads": threads})
     return Compiled(
@@ -137,6 +142,12 @@ def generate(
         write_source(program, description, prefix, threads),
         bytes(program.weights),
     )
+
+
+def _one_line(message: str) -> str:
+    """Return a message that names from the file cannot break into lines or draw out."""
+    clean = "".join(char if char.isprintable() else "?" for char in message)
+    return clean if len(clean) <= MAX_MESSAGE else clean[:MAX_MESSAGE] + "..."
 
 
 def compile_onnx(

@@ -53,6 +53,7 @@ def read_model(
     else:
         model, folder = _load(Path(source)), Path(source).resolve().parent
     opset = _opset(model)
+    _check_names(model.graph)
     if model.functions:
         model = _inline(model)
     graph_proto = model.graph
@@ -97,6 +98,20 @@ def _load(path: Path) -> onnx.ModelProto:
     if not model.graph.node and not model.graph.output:
         raise DataError(f"{path} holds no network. Expected an ONNX file with a graph.")
     return model
+
+
+def _check_names(graph: onnx.GraphProto) -> None:
+    """Refuse names that are no text: protobuf hands them out as bytes."""
+    names = [
+        graph.name,
+        *(entry.name for part in (graph.input, graph.output, graph.initializer) for entry in part),
+    ]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [attr.name for attr in node.attribute]
+    for name in names:
+        if isinstance(name, bytes):
+            raise DataError(f"The name {name!r} is not UTF-8. Export the file again.")
 
 
 def _opset(model: onnx.ModelProto) -> int:
