@@ -89,7 +89,7 @@ def choices(kind: type) -> list[nn.Module]:
         {"kernel_size": (3, 1, 2)[:dims], "padding": (1, 0, 1)[:dims], "stride": (1, 2, 1)[:dims]},
     ]
     depthwise = {"in_channels": 4, "out_channels": 4, "groups": 4}
-    return [kind(**{**base, **more, **extra}) for more in ({}, depthwise) for extra in changes]
+    return [kind(**{**base, **extra, **more}) for more in ({}, depthwise) for extra in changes]
 
 
 def accepted(kind: type, op: type) -> list[tuple[nn.Module, nn.Module]]:

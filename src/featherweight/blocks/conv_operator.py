@@ -148,8 +148,8 @@ class ConvOperator(nn.Module):
         return places * kernel
 
     @classmethod
-    def suits(cls, conv: nn.Module) -> bool:
-        """Tell whether the published networks replace such a layer; any but 1x1 ones here."""
+    def suits(cls, conv: nn.Module, name: str = "") -> bool:
+        """Tell whether the published networks replace such a layer of that dotted name; any but 1x1 here."""
         return any(k > 1 for k in conv.kernel_size)
 
     @classmethod

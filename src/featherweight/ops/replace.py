@@ -122,7 +122,7 @@ def _choose(
             continue
         if where is None:
             # A subclass may compute something else, so only plain layers are taken unasked.
-            taken = type(layer) in operators and operator.suits(layer)
+            taken = type(layer) in operators and operator.suits(layer, name)
         elif callable(where):
             taken = where(name, layer)
         else:

@@ -1,0 +1,209 @@
+"""What each image does to the kernel and to the map of a frequency dynamic convolution: three small networks.
+
+All heads start near zero, where every factor is 1, so that a converted layer begins as the plain one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from featherweight.blocks import spectrum
+from featherweight.blocks.conv_operator import ConvOperator
+from featherweight.errors import UsageError
+
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda t: 2 * t.sigmoid(),
+    "tanh": lambda t: 1 + t.tanh(),
+}
+"""Both are 1 at 0, so that heads near zero change nothing."""
+
+NEAR_ZERO = 1e-6
+GRID = 64
+"""Side of the grid on which the masks of the bands are drawn, in frequencies."""
+
+
+@dataclass(frozen=True)
+class Bands:
+    """How the feature map is cut into frequency bands.
+
+    Args:
+        cutoffs: divisors of half the sampling rate, falling frequencies: 2 keeps the lower half.
+        groups: maps of factors for each band; more than 64 stands for one for each channel.
+        act: `"sigmoid"`, `"tanh"` or `"softmax"` (over the groups).
+        weigh_lowest: weigh what is left below the last cut as well.
+        kernel_size: side of the kernels that find the factors, in pixels.
+    """
+
+    cutoffs: tuple[int, ...] = (2, 4, 8)
+    groups: int = 1
+    act: str = "sigmoid"
+    weigh_lowest: bool = False
+    kernel_size: int = 3
+
+
+class StarReLU(nn.Module):
+    """`scale * relu(x) ** 2 + bias` with learned scalars."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape."""
+        return self.scale * F.relu(x) ** 2 + self.bias
+
+
+class GlobalModulation(nn.Module):
+    """Factors for input channels, output filters, taps and groups of frequencies, from the mean of the map.
+
+    Args:
+        layer: the operator; gives channels and kernel.
+        frequencies: groups of frequencies; 1 needs no head.
+        hidden: channels of the squeeze.
+        act: activation of the heads; `"softmax"` holds for the frequencies only and has no others.
+        temperatures: divide the logits, of the frequencies and of the rest.
+        frequencies_only: leave out the other heads.
+    """
+
+    def __init__(
+        self,
+        layer: ConvOperator,
+        frequencies: int,
+        hidden: int,
+        act: str,
+        temperatures: tuple[float, float],
+        frequencies_only: bool,
+    ) -> None:
+        super().__init__()
+        cin, cout, taps = layer.in_channels, layer.out_channels, math.prod(layer.kernel_size)
+        self.act, self.frequencies = act, frequencies
+        self.frequency_temperature, self.temperature = temperatures
+        self.fc = nn.Conv2d(cin, hidden, 1, bias=False)
+        self.bn = nn.BatchNorm2d(hidden)
+        self.relu = StarReLU()
+        rest = not frequencies_only
+        self.channel_fc = nn.Conv2d(hidden, cin, 1) if rest else None
+        self.filter_fc = nn.Conv2d(hidden, cout, 1) if rest and not layer.groups == cin == cout else None
+        self.spatial_fc = nn.Conv2d(hidden, taps, 1) if rest and taps > 1 else None
+        self.kernel_fc = nn.Conv2d(hidden, frequencies, 1) if frequencies > 1 else None
+        nn.init.kaiming_normal_(self.fc.weight, mode="fan_out", nonlinearity="relu")
+        for head in self.heads():
+            nn.init.normal_(head.weight, std=NEAR_ZERO)
+            nn.init.zeros_(head.bias)
+
+    def heads(self) -> list[nn.Conv2d]:
+        """Return the heads that there are."""
+        heads = (self.channel_fc, self.filter_fc, self.spatial_fc, self.kernel_fc)
+        return [head for head in heads if head is not None]
+
+    @property
+    def is_idle(self) -> bool:
+        """The kernel itself is the same for every image."""
+        return self.kernel_fc is None and self.spatial_fc is None
+
+    def forward(self, mean: Tensor) -> tuple[Tensor | None, ...]:
+        """`(N, Cin, 1, 1)` to channel `(N, Cin)`, filter `(N, Cout)`, tap `(N, k k)`, frequency `(N, n)`."""
+        z = self.fc(mean)
+        alone = self.training and len(z) == 1  # one value a channel has no variance
+        norm = self.bn
+        z = F.batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias) if alone else norm(z)
+        z = self.relu(z)
+        heads = (self.channel_fc, self.filter_fc, self.spatial_fc)
+        rest = [None if h is None else ACTS[self.act](h(z).flatten(1) / self.temperature) for h in heads]
+        if self.kernel_fc is None:
+            return *rest, None
+        logits = self.kernel_fc(z).flatten(1) / self.frequency_temperature
+        if self.act == "softmax":
+            return *rest, logits.softmax(1)
+        return *rest, ACTS[self.act](logits) / self.frequencies
+
+
+class LocalModulation(nn.Module):
+    """A factor for each entry of the kernel, from the channels next to it in the mean of the map.
+
+    Args:
+        layer: the operator.
+        act: `"sigmoid"` or `"tanh"`.
+    """
+
+    def __init__(self, layer: ConvOperator, act: str) -> None:
+        super().__init__()
+        cin = layer.in_channels
+        side = round(math.log2(cin) / 2 + 0.5) // 2 * 2 + 1
+        self.act, self.groups, self.kernel_size = act, layer.groups, layer.kernel_size
+        self.norm = nn.LayerNorm(cin)
+        taps = math.prod(layer.kernel_size)
+        self.conv = nn.Conv1d(1, layer.out_channels * taps, side, padding=side // 2, bias=False)
+        nn.init.constant_(self.conv.weight, NEAR_ZERO)
+
+    def forward(self, mean: Tensor) -> Tensor:
+        """`(N, Cin, 1, 1)` to `(N, Cout, Cin / groups, kh, kw)`."""
+        groups, (height, width) = self.groups, self.kernel_size
+        z = self.conv(self.norm(mean.flatten(1))[:, None])  # (N, Cout kh kw, Cin)
+        filters = z.shape[1] // (groups * height * width)
+        z = z.reshape(-1, groups, filters, height, width, groups, z.shape[2] // groups)
+        if groups > 1:
+            z = z.diagonal(dim1=1, dim2=5).movedim(-1, 1)  # (N, groups, filters, kh, kw, Cin / groups)
+        return ACTS[self.act](z.reshape(-1, groups * filters, height, width, z.shape[-1]).movedim(-1, 2))
+
+
+class BandModulation(nn.Module):
+    """Split a map into frequency bands and add them up again, each times a factor for each place.
+
+    `(N, C, H, W)` to the same shape, unchanged as long as the heads are near zero.
+
+    Args:
+        channels: of the map.
+        bands: how to cut.
+    """
+
+    def __init__(self, channels: int, bands: Bands) -> None:
+        super().__init__()
+        self.config = bands
+        self.groups = channels if bands.groups > 64 else bands.groups
+        if channels % self.groups:
+            raise UsageError(
+                f"Got Bands(groups={bands.groups}) for {channels} channels; it must divide them."
+            )
+        side = bands.kernel_size
+        self.heads = nn.ModuleList(
+            nn.Conv2d(channels, self.groups, side, padding=side // 2, groups=self.groups)
+            for _ in range(len(bands.cutoffs) + bands.weigh_lowest)
+        )
+        for head in self.heads:
+            nn.init.normal_(head.weight, std=NEAR_ZERO)
+            nn.init.zeros_(head.bias)
+        rows, columns = torch.fft.fftfreq(GRID).abs(), torch.fft.rfftfreq(GRID)
+        highest = torch.maximum(rows[:, None], columns)
+        masks = torch.stack([highest < 0.5 / cutoff + 1e-8 for cutoff in bands.cutoffs])
+        self.register_buffer("masks", masks[:, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the shape and the type."""
+        height, width = x.shape[-2:]
+        z = spectrum.to_spectrum(x)
+        masks = F.interpolate(self.masks.to(z.dtype), size=(height, width // 2 + 1), mode="nearest")
+        left = x.to(z.dtype)
+        y: Tensor | float = 0.0
+        for index in range(len(self.config.cutoffs)):
+            low = spectrum.to_image(z * masks[index], left)
+            y = y + self._weigh(self.heads[index], x, left - low)
+            left = low
+        return (y + (self._weigh(self.heads[-1], x, left) if self.config.weigh_lowest else left)).to(x.dtype)
+
+    def _weigh(self, head: nn.Module, x: Tensor, band: Tensor) -> Tensor:
+        logits = head(x)  # (N, groups, H, W)
+        act = self.config.act
+        factor = logits.softmax(1) * self.groups if act == "softmax" else ACTS[act](logits)
+        return (factor[:, :, None] * band.unflatten(1, (self.groups, -1))).flatten(1, 2)
+
+    def macs(self, input_shape: Sequence[int]) -> int:
+        """Return the MACs of the heads on one map of `input_shape` = `(C, H, W)`."""
+        return len(self.heads) * self.config.kernel_size**2 * math.prod(input_shape)
