@@ -11,7 +11,16 @@ from torch import Tensor
 
 from featherweight.errors import CheckpointError
 
-WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "params_ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "params",
+)
 """Entries of a training checkpoint that hold weights; averaged ones first, for those were published."""
 
 PREFIXES = ("module.", "_orig_mod.")
