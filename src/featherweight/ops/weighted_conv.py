@@ -97,7 +97,9 @@ class _WeightedConv(EffectiveWeight, ConvOperator):
             else:
                 self.register_buffer(f"density_{taps}", value)
         if not trainable:
-            self.register_buffer("phi", self.compose_phi(), persistent=False)
+            # Repeated over the input channels of a filter: a product with a longer row runs at full speed.
+            rows = self.compose_phi().flatten().repeat(in_channels // groups)
+            self.register_buffer("_rows", rows, persistent=False)
         self.reset_parameters()
 
     def _densities(self, density: Density) -> dict[int, tuple[float, ...]]:
@@ -134,6 +136,11 @@ class _WeightedConv(EffectiveWeight, ConvOperator):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def phi(self) -> Tensor:
+        """What multiplies each filter, `kernel_size`."""
+        return self.compose_phi() if self.trainable else self._repeated()[0]
+
     def density(self, taps: int) -> Tensor:
         """Return the values along an axis of `taps` taps, `(taps // 2,)`, outermost first."""
         return getattr(self, f"density_{taps}")
@@ -159,7 +166,10 @@ class _WeightedConv(EffectiveWeight, ConvOperator):
 
     def compose_weight(self) -> Tensor:
         """Compute the weight of the plain convolution."""
-        return self.weight * (self.compose_phi() if self.trainable else self.phi)
+        return self.weight * (self.compose_phi() if self.trainable else self._repeated())
+
+    def _repeated(self) -> Tensor:
+        return self._rows.view(self.weight.shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the weighted taps; shapes as the ordinary layer's."""
@@ -200,7 +210,7 @@ class _WeightedConv(EffectiveWeight, ConvOperator):
     @torch.no_grad()
     def _refresh(self) -> None:
         if not self.trainable:
-            self.phi.copy_(self.compose_phi())
+            self._repeated().copy_(self.compose_phi())
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
