@@ -4,8 +4,11 @@ The quick run takes the smallest variant of each card; the slow run takes the ot
 """
 
 import ast
+import copy
 import functools
 import math
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ BUILT = [card for card in all_cards().values() if card.module_path]
 MODELS = [card for card in BUILT if card.networks_path]
 VARIANTS = [(card, name) for card in MODELS for name in card.variants]
 NAMES = [name for _, name in VARIANTS]
+CXX = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "g++", "clang++"))), None)
 
 
 def smallest(card: Card) -> str:
@@ -195,6 +199,32 @@ def test_torch_export_with_dynamic_batch(name):
     program = torch.export.export(model, (images(name, 2),), dynamic_shapes=(batch,))
     x = images(name, 5)
     assert relative(program.module()(x), model(x)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CXX, reason="torch.compile needs a C++ compiler: none at $CXX, no g++, no clang++")
+@pytest.mark.parametrize("mode", ["inference", "eval", "train"])
+@pytest.mark.parametrize("name", [smallest(card) for card in MODELS])
+def test_compiled_network_gives_the_same_answers_and_gradients(name, mode):
+    torch.compiler.reset()
+    model = build(name).train(mode == "train")
+    model.drop_rate = 0.0  # the compiler draws other random numbers
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    x, found = images(name, 4), []
+    with torch.set_grad_enabled(mode != "inference"):
+        for network in (model, torch.compile(copy.deepcopy(model))):
+            answers = network(x)
+            if mode != "inference":
+                answers.square().mean().backward()
+            found.append((answers.detach(), [p.grad for p in network.parameters()]))
+    (expected, gradients), (answers, compiled) = found
+    assert relative(answers, expected) < 1e-3
+    if mode != "inference":
+        largest = max(float(gradient.abs().max()) for gradient in gradients)
+        errors = [float((a - b).abs().max()) for a, b in zip(compiled, gradients, strict=True)]
+        assert max(errors) < 1e-2 * largest
 
 
 @pytest.mark.parametrize("name", names_of())

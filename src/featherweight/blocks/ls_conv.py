@@ -10,6 +10,7 @@ Reference: Wang et al., "LSNet: See Large, Focus Small", arXiv 2503.23135, secti
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -79,6 +80,17 @@ def _sum_taps(padded: Tensor, kernels: Tensor) -> Tensor:
     return total.flatten(1, 2).unflatten(2, (-1, pitch))[..., : pitch - 2]  # (N, C, H, W)
 
 
+def _add_shares(x: Tensor) -> Tensor:
+    """Sum over dimension 1.
+
+    In a graph for a compiler term by term: where the groups lie side by side, inductor (PyTorch 2.12) sums a
+    vector of them at once and stores it whole, behind the end of the buffer if there are fewer.
+    """
+    if torch.compiler.is_compiling():
+        return functools.reduce(torch.add, x.unbind(1))
+    return x.sum(1)
+
+
 class _Aggregate(torch.autograd.Function):
     """`aggregate` with a backward pass of nine products too, nearly twice as fast as the recorded one."""
 
@@ -96,7 +108,7 @@ class _Aggregate(torch.autograd.Function):
         spread = _pad(torch.zeros_like(x))
         for target, tap in zip(_shifts(spread, groups), _taps(kernels), strict=True):
             target.addcmul_(rows, tap)
-        summed = torch.stack([(rows * shift).sum(1) for shift in _shifts(_pad(x), groups)], 2)
+        summed = torch.stack([_add_shares(rows * shift) for shift in _shifts(_pad(x), groups)], 2)
         return spread[:, :, 1:-2, 1:-1], summed.unflatten(3, (-1, pitch))[..., : pitch - 2]
 
 
