@@ -15,14 +15,26 @@ from pathlib import Path
 
 from featherweight.errors import DataError, FeatherweightError, MissingExtraError
 
-LIBRARY = "libmodel.so"
+LIBRARY, WASM_MODULE = "libmodel.so", "model.wasm"
 COMMON = ("-O3", "-fno-strict-aliasing", "-fwrapv", "-fno-math-errno", "-fno-trapping-math")
+SHARED = ("-fPIC", "-shared", "-fvisibility=default")
+WASM = ("-nostdlib", "-mexec-model=reactor", "-fvisibility=default")
+WASM_LINK = ("-Wl,--no-entry,--export-dynamic,--export=__heap_base,--stack-first", "-Wl,-z,stack-size=262144")
+"""A module without imports: its own memory, the stack at the bottom so that an overflow traps."""
 BUILD_SECONDS = 900
+MISSING = (
+    "file not found",
+    "No such file or directory",
+    "cannot find -l",
+    "unable to find library",
+    "wasm-ld",
+)
+"""What compilers say when a part of their package is absent."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A machine to compile for: the compilers that can, their flags, floats of a vector."""
+    """A machine to compile for: the compilers that can, their flags, floats of a vector, how to link."""
 
     name: str
     compilers: tuple[str, ...]
@@ -30,6 +42,10 @@ class Target:
     vector: int
     package: str
     runs_here: bool = True
+    link: tuple[str, ...] = SHARED
+    libraries: tuple[str, ...] = ("-lm",)
+    library: str = LIBRARY
+    threads: bool = True
 
 
 _X86 = ("cc", "gcc", "clang")
@@ -46,6 +62,18 @@ TARGETS = {
             4,
             "gcc-aarch64-linux-gnu",
             runs_here=False,
+        ),
+        Target(
+            "wasm32",
+            ("clang",),
+            ("-std=gnu99", "--target=wasm32-wasi", "-msimd128"),
+            4,
+            "clang lld wasi-libc",
+            runs_here=False,
+            link=(*WASM, *WASM_LINK),
+            libraries=("-lm", "-lc"),
+            library=WASM_MODULE,
+            threads=False,
         ),
         Target("generic-c", _X86, ("-std=c99", "-pedantic", "-DFW_GENERIC"), 1, "gcc"),
     )
@@ -150,7 +178,7 @@ def build_library(
         Whether the cache had it.
 
     Raises:
-        MissingExtraError: no compiler.
+        MissingExtraError: no compiler, or one without the target's C library.
         FeatherweightError: the compiler failed or took longer than 15 minutes.
     """
     compiler = find_compiler(target)
@@ -164,23 +192,29 @@ def build_library(
     if cached.is_file():
         _replace(cached, library)
         return True
-    command = [compiler, *flags, "-fPIC", "-shared", "-fvisibility=default", "-o"]
+    command = [compiler, *flags, *target.link, "-o"]
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / library.name
-        _call([*command, str(built), *map(str, sources), "-lm"])
+        call_compiler([*command, str(built), *map(str, sources), *target.libraries], target)
         cached.parent.mkdir(parents=True, exist_ok=True)
         _replace(built, cached)
         _replace(built, library)
     return False
 
 
-def _call(command: list[str]) -> None:
+def call_compiler(command: list[str], target: Target) -> None:
+    """Run a compiler; errors are those of `build_library`."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS, errors="replace"
         )
     except subprocess.TimeoutExpired as error:
         raise FeatherweightError(f"{command[0]} did not finish within {BUILD_SECONDS} s.") from error
+    if done.returncode and any(words in done.stderr for words in MISSING):
+        raise MissingExtraError(
+            f"{command[0]} lacks a part that target {target.name} needs. "
+            f"Install it: apt install {target.package}"
+        )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[
             -1:
@@ -189,9 +223,22 @@ def _call(command: list[str]) -> None:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Copy a file so that a reader sees the old or the new one, never a part."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent)
-    os.close(descriptor)
-    shutil.copyfile(source, name)
-    os.chmod(name, 0o755)
-    os.replace(name, target)
+    """Copy a program so that a reader sees the old or the new one, never a part."""
+    write_whole(target, source.read_bytes(), 0o755)
+
+
+def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old or the new one, never a part; a link is replaced itself.
+
+    Raises:
+        OSError: the folder cannot be written; no part is left behind.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -23,6 +23,7 @@ from featherweight.compiler import (  # noqa: F401  (the emitters register thems
     emit_norm,
     emit_pixel,
     emit_pixel_conv,
+    emit_planar,
     emit_pool,
     emit_product,
     emit_reduce,
@@ -32,13 +33,14 @@ from featherweight.compiler import (  # noqa: F401  (the emitters register thems
     emit_signal,
 )
 from featherweight.compiler.build import (
-    LIBRARY,
     Target,
     build_library,
     runs_on_this_machine,
     target_named,
     vector_floats,
+    write_whole,
 )
+from featherweight.compiler.examples import example_files
 from featherweight.compiler.graph import Graph
 from featherweight.compiler.lower import EMITTERS, Lowering, check_supported
 from featherweight.compiler.memory import plan_memory
@@ -56,46 +58,6 @@ from featherweight.errors import DataError, UsageError, WriteError
 MAX_THREADS = 64
 MAX_MESSAGE = 500
 """Characters of an error: names in a file can be of any length."""
-EXAMPLE = """\
-/* Run the network once on zeros and print the first numbers of each output.
-   cc -O2 main.c {prefix}.c -lm{pthread} && ./a.out {prefix}.weights */
-#include <stdio.h>
-#include <stdlib.h>
-#include "{prefix}.h"
-
-static void *aligned(size_t size) {{
-    char *raw = (char *)calloc(1, size + 64);
-    if (!raw) exit(1);
-    return raw + (64 - (size_t)raw % 64);
-}}
-
-int main(int count, char **words) {{
-    static const size_t in_bytes[] = {{{in_bytes}}}, out_bytes[] = {{{out_bytes}}};
-    const void *inputs[{macro}_INPUTS + 1];
-    void *outputs[{macro}_OUTPUTS + 1];
-    void *weights = aligned({macro}_WEIGHTS_BYTES);
-    FILE *file = count > 1 ? fopen(words[1], "rb") : NULL;
-    {prefix}_context *context;
-    int i, k;
-    size_t size = {macro}_WEIGHTS_BYTES;
-    if (size && (!file || fread(weights, 1, size, file) != size)) {{
-        fprintf(stderr, "usage: %s {prefix}.weights\\n", words[0]);
-        return 2;
-    }}
-    for (i = 0; i < {macro}_INPUTS; i++) inputs[i] = aligned(in_bytes[i]);
-    for (i = 0; i < {macro}_OUTPUTS; i++) outputs[i] = aligned(out_bytes[i]);
-    context = {prefix}_init(aligned({macro}_CONTEXT_BYTES), weights);
-    {prefix}_run(context, inputs, outputs);
-    for (i = 0; i < {macro}_OUTPUTS; i++) {{
-        printf("output %d:", i);
-        for (k = 0; k < 5 && k * sizeof(float) < out_bytes[i]; k++)
-            printf(" %g", (double)((float *)outputs[i])[k]);
-        printf("\\n");
-    }}
-    {prefix}_close(context);
-    return 0;
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -163,10 +125,12 @@ def compile_onnx(
 ) -> Session | None:
     """Compile an ONNX file into `out_dir`: model.c, model.h, model.weights, libmodel.so, main.c, report.json.
 
+    For wasm32 the library is model.wasm, with model.mjs to load it and main.mjs as the example.
+
     Args:
         path: the ONNX file.
         out_dir: the folder; made where it is missing, files in it are replaced.
-        target: native, x86-64-v3, x86-64-v4, aarch64 or generic-c.
+        target: native, x86-64-v3, x86-64-v4, aarch64, wasm32 or generic-c.
         threads: threads of the generated code.
         tune: time the candidate tiles of each layer on this machine and keep the best.
         shapes: whole shapes of inputs whose sizes the file leaves free.
@@ -179,13 +143,15 @@ def compile_onnx(
     Raises:
         DataError: the file is unreadable, unsafe or holds what is not supported; nothing is written.
         MissingExtraError: no C compiler for the target.
-        UsageError: a number of threads or a batch below one.
+        UsageError: a batch below one, or a number of threads that the target cannot have.
     """
     if not 1 <= threads <= MAX_THREADS or batch < 1:
         raise UsageError(
             f"threads={threads}, batch={batch}: expected 1 to {MAX_THREADS} threads and a batch."
         )
     machine = target_named(target)
+    if threads > 1 and not machine.threads:
+        raise UsageError(f"threads={threads}: target {target} has no threads; expected 1.")
     runs = runs_on_this_machine(machine)
     start = time.perf_counter()
 
@@ -198,14 +164,14 @@ def compile_onnx(
     generated = time.perf_counter()
     out = Path(out_dir)
     write_files(compiled, out, threads)
-    cached = build_library([out / "model.c"], out / LIBRARY, machine, threads)
+    cached = build_library([out / "model.c"], out / machine.library, machine, threads)
     built = time.perf_counter()
     session = Session(out) if runs else None
     times = session.time_steps(random_inputs(session)) if session and measure else None
     peak = measure_peak(machine) if times else None
     report = layer_report(compiled.program, compiled.description, times, peak)
     report["seconds"] = {"generate": generated - start, "build": built - generated, "cached": cached}
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     return session
 
 
@@ -215,27 +181,16 @@ def write_files(compiled: Compiled, out: Path, threads: int = 1, prefix: str = "
     Raises:
         WriteError: the folder cannot be written.
     """
-
-    def sizes(kind: str) -> str:
-        entries = compiled.description[kind]
-        return ", ".join(
-            str(int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["type"]).itemsize)
-            for entry in entries
-        )
-
-    example = EXAMPLE.format(
-        prefix=prefix,
-        macro=prefix.upper(),
-        pthread=" -pthread" if threads > 1 else "",
-        in_bytes=sizes("inputs") or "0",
-        out_bytes=sizes("outputs") or "0",
-    )
+    texts = {
+        f"{prefix}.c": compiled.source,
+        f"{prefix}.h": compiled.header,
+        **example_files(compiled.description, prefix, threads, compiled.description["target"] == "wasm32"),
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"{prefix}.c").write_text(compiled.source, encoding="ascii")
-        (out / f"{prefix}.h").write_text(compiled.header, encoding="ascii")
-        (out / f"{prefix}.weights").write_bytes(compiled.weights)
-        (out / "main.c").write_text(example, encoding="ascii")
+        for name, text in texts.items():
+            write_whole(out / name, text.encode("ascii"))
+        write_whole(out / f"{prefix}.weights", compiled.weights)
     except OSError as error:
         raise WriteError(
             f"Cannot write to {out}: {error.strerror or error}. Choose another folder."
