@@ -15,7 +15,7 @@ def compile_onnx(
     out: Annotated[Path, typer.Option("--out", help="Folder for the C source, the weights and the library.")],
     target: Annotated[
         str,
-        typer.Option("--target", help="native, x86-64-v3, x86-64-v4, aarch64 or generic-c."),
+        typer.Option("--target", help="native, x86-64-v3, x86-64-v4, aarch64, wasm32 or generic-c."),
     ] = "native",
     threads: Annotated[int, typer.Option("--threads", help="Threads of the compiled network.")] = 1,
     batch: Annotated[int, typer.Option("--batch", help="Size of a free first dimension.")] = 1,

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from featherweight.compiler import Session
+from featherweight.compiler.build import target_named
 from featherweight.compiler.driver import compile_onnx, random_inputs
+from featherweight.compiler.foreign import ForeignSession
 from featherweight.errors import FeatherweightError, UsageError
 
 MAX_RELATIVE_ERROR = 1e-4
@@ -41,7 +43,8 @@ def compile_and_check(
 
     Raises:
         FeatherweightError: the outputs differ by more than 1e-4 of the largest.
-        UsageError: a shape cannot be read, or the target does not run here and is to be checked.
+        UsageError: a shape cannot be read, or the target is to be checked and runs neither here nor emulated.
+        MissingExtraError: the target's compiler or emulator is not installed.
         DataError: the file cannot be compiled.
     """
     session = compile_onnx(
@@ -49,8 +52,8 @@ def compile_and_check(
     )
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     if check:
-        if session is None:
-            raise UsageError(f"Target {target} does not run on this machine; --check needs one that does.")
+        # A target of another machine is checked in its emulator.
+        session = session or ForeignSession(out, target_named(target))
         report["max_relative_error"] = max_relative_error(session, model)
         if not report["max_relative_error"] <= MAX_RELATIVE_ERROR:
             raise FeatherweightError(
