@@ -105,7 +105,7 @@ def test_axes_of_different_length_take_a_density_each():
     expected = torch.tensor([0.5, 1, 0.5])[:, None] * torch.tensor([0.2, 0.8, 1, 0.8, 0.2])
     assert torch.allclose(layer.phi, expected)
     assert torch.allclose(WeightedConv2d(2, 2, (1, 7)).phi[0, :3], torch.tensor(PUBLISHED[7]))
-    with pytest.raises(UsageError, match="mapping"):
+    with pytest.raises(UsageError, match="taps: values"):
         WeightedConv2d(2, 2, (3, 5), density=(0.5,))
 
 
