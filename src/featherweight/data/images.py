@@ -8,13 +8,15 @@ Only the common raster formats are accepted: Pillow would hand an EPS file to an
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from featherweight.errors import DataError
+from featherweight.errors import DataError, FeatherweightError
 
 MAX_PIXELS = 89_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -58,6 +60,17 @@ def open_image(source: str | Path | bytes | np.ndarray | Image.Image) -> Image.I
         return plain_image(image_from_array(source))
     if isinstance(source, Image.Image):
         return plain_image(source)
+    with readable(source) as image:
+        return plain_image(image)
+
+
+@contextlib.contextmanager
+def readable(source: str | Path | bytes) -> Iterator[Image.Image]:
+    """Give the image of a file with only its header read; damage found within becomes a `DataError`.
+
+    Raises:
+        DataError: as `open_image`.
+    """
     name = "image" if isinstance(source, bytes) else str(source)
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -70,8 +83,8 @@ def open_image(source: str | Path | bytes | np.ndarray | Image.Image) -> Image.I
         formats = ("JPEG",) if content.startswith(_JPEG_MARK) else FORMATS
         image = Image.open(io.BytesIO(content), formats=formats)
         _check_size(image, name)
-        return plain_image(image)
-    except DataError:
+        yield image
+    except FeatherweightError:
         raise
     except Exception as error:  # damaged files make Pillow's parsers raise almost anything
         raise DataError(f"{name} is not a readable image: {_reason(error)}") from error
