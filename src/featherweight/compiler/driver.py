@@ -23,7 +23,6 @@ from featherweight.compiler import (  # noqa: F401  (the emitters register thems
     emit_norm,
     emit_pixel,
     emit_pixel_conv,
-    emit_planar,
     emit_pool,
     emit_product,
     emit_reduce,
