@@ -21,8 +21,6 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,13 +37,12 @@ from featherweight.compiler.build import target_named
 from featherweight.compiler.peak import measure_peak
 from featherweight.errors import FeatherweightError, UsageError
 from featherweight.export.onnx import export_onnx
-from featherweight.files import atomic_write
 from featherweight.measure.count import count_onnx
 from featherweight.measure.latency import Latency
-from featherweight.measure.machine import machine, machine_id
+from featherweight.measure.machine import machine
 from featherweight.registry import create_model
 from featherweight.shrink.quantize import quantize_onnx
-from side_by_side import CLOCKS, in_turns, merge_rows
+from side_by_side import CLOCKS, cells, in_turns, provenance, store
 
 log = logging.getLogger("featherweight")
 
@@ -172,13 +169,10 @@ def measure(
     found = in_turns(jobs, runs, threads, seconds, clock)
     peak = threads * measure_peak(target_named("native")) * (INT8_PEAK if file.form == "int8" else 1)
     macs = count_onnx(file.path).macs
-    here = machine()
     shared = {
         **{"network": file.network, "form": file.form, "threads": threads, "clock": clock, "macs": macs},
         "input": "x".join(map(str, x.shape)),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{here['cpu']}, {here['cores']} cores",
-        "versions": " ".join(f"{package}={_version(package)}" for package in PACKAGES),
+        **provenance(PACKAGES),
     }
     fastest = min(latency.p50_ms for engine, latency in found.items() if engine != OURS)
     reference = answers["onnxruntime"]
@@ -189,8 +183,7 @@ def measure(
             {
                 **shared,
                 "engine": engine,
-                **{"p50_ms": f"{latency.p50_ms:.3f}", "low_ms": f"{latency.interval[0]:.3f}"},
-                **{"high_ms": f"{latency.interval[1]:.3f}", "runs": latency.runs},
+                **cells(latency),
                 "times_as_fast": f"{fastest / latency.p50_ms:.3f}",
                 "share_of_peak": f"{macs / (latency.p50_ms / 1e3) / peak:.3f}",
                 "difference": f"{error:.1e}",
@@ -198,13 +191,6 @@ def measure(
         )
     log.info("%s %s, %d thread(s): %s", file.network, file.form, threads, _verdict(found))
     return rows
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 def _verdict(found: Mapping[str, Latency]) -> str:
@@ -296,7 +282,6 @@ def main(
             f"[red]Clock '{clock}' with {counts} threads. Expected wall, or cpu with 1 thread.[/red]"
         )
         raise typer.Exit(2)
-    path = out / f"{machine_id()}.csv"
     try:
         with tempfile.TemporaryDirectory() as folder:
             for name in networks or NETWORKS:
@@ -305,9 +290,8 @@ def main(
                         for count in counts:
                             work, options = Path(folder) / "compiled", {"tune": tune, "torch": with_torch}
                             rows += measure(file, count, runs, seconds, clock, options, work)
-        text = merge_rows(path.read_text() if path.exists() else "", rows, KEY, COLUMNS)
-        atomic_write(path, text)
-        stored = list(csv.DictReader(io.StringIO(text)))
+        path = store(out, rows, KEY, COLUMNS)
+        stored = list(csv.DictReader(io.StringIO(path.read_text())))
         single = [row for row in stored if row["threads"] == "1"]
         plot(single or stored, path.with_suffix(".png"))
     except FeatherweightError as error:

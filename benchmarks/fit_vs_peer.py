@@ -9,15 +9,12 @@ splits, run one after the other, and are judged on the same test images; the fou
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,12 +29,12 @@ from featherweight.data.preprocess import Preprocess
 from featherweight.data.sources import load_dataset
 from featherweight.errors import FeatherweightError, UsageError
 from featherweight.export.onnx import run_onnx
-from featherweight.files import atomic_write
 from featherweight.measure.accuracy import wilson_interval
 from featherweight.measure.latency import compare
-from featherweight.measure.machine import machine, machine_id
+from featherweight.measure.machine import machine
 from featherweight.workflows.budget import parse_quantity
 from featherweight.workflows.fit import fit
+from side_by_side import provenance, store
 from timm_peer import PeerTrainer, export_peer, prepare, right_share, statistics_of
 
 log = logging.getLogger("featherweight")
@@ -136,12 +133,10 @@ def measure(
     entries = [(one, variant, path) for one in contenders for variant, path in one.files.items()]
     latencies = compare([path for *_, path in entries], threads=1, runs=TIMED_RUNS).latencies
     packages = ("featherweight", "torch", "timm", "onnxruntime")
-    here, count = machine(), len(dataset.test)
+    count = len(dataset.test)
     shared = {
         "data": dataset.name,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{here['cpu']}, {here['cores']} cores",
-        "versions": " ".join(f"{package}={version(package)}" for package in packages),
+        **provenance(packages),
         "seed": seed,
         "time_budget_s": f"{time_s:g}",
         "test_images": count,
@@ -164,18 +159,6 @@ def measure(
             }
         )
     return rows
-
-
-def merge_rows(text: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return the CSV `text` with `rows` added; a row with the same data, system and variant is replaced."""
-    merged = {tuple(row[key] for key in KEY): row for row in csv.DictReader(io.StringIO(text))}
-    for row in rows:
-        merged[tuple(str(row[key]) for key in KEY)] = dict(row)
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(merged[key] for key in sorted(merged))
-    return stream.getvalue()
 
 
 def show(rows: Iterable[Mapping[str, Any]], console: Console) -> None:
@@ -219,8 +202,7 @@ def main(
         ours = read_fit(skip_fit or work / "fit", dataset, seed, time_s)
         theirs = run_peer(dataset, peer, peer_size, time_s, seed, work / "peer")
         rows = measure([ours, theirs], dataset, seed, time_s)
-        path = out / f"{machine_id()}.csv"
-        atomic_write(path, merge_rows(path.read_text() if path.exists() else "", rows))
+        path = store(out, rows, KEY, COLUMNS)
     except FeatherweightError as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(2) from error

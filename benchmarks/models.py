@@ -19,8 +19,6 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,11 +30,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from featherweight.errors import CheckpointError, FeatherweightError, UsageError
-from featherweight.files import atomic_write
 from featherweight.measure.latency import Latency
-from featherweight.measure.machine import machine, machine_id
+from featherweight.measure.machine import machine
 from featherweight.registry import create_model
-from side_by_side import CLOCKS, in_turns, merge_rows
+from side_by_side import CLOCKS, cells, in_turns, provenance, store
 
 log = logging.getLogger("featherweight")
 
@@ -212,15 +209,7 @@ def measure(
 
     Batch norms see too little in a training step of a single image, so that cell is left out.
     """
-    here = machine()
-    shared = {
-        "model": name,
-        "input": "x".join(map(str, size)),
-        "clock": clock,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{here['cpu']}, {here['cores']} cores",
-        "versions": " ".join(f"{package}={version(package)}" for package in ("featherweight", "torch")),
-    }
+    shared = {"model": name, "input": "x".join(map(str, size)), "clock": clock, **provenance()}
     cells = [(p, b, t) for p in ("forward", "train") for b in batches for t in threads]
     rows = []
     for which, batch, count in cells:
@@ -245,8 +234,7 @@ def _rows(
         {
             **cell,
             **{"system": c.system, "layout": c.layout, "weights": c.weights, "difference": c.difference},
-            **{"p50_ms": f"{found[c.name].p50_ms:.3f}", "low_ms": f"{found[c.name].interval[0]:.3f}"},
-            **{"high_ms": f"{found[c.name].interval[1]:.3f}", "runs": found[c.name].runs},
+            **cells(found[c.name]),
             "times_as_fast": f"{peer.p50_ms / found[c.name].p50_ms:.3f}",
         }
         for c in contenders
@@ -304,8 +292,7 @@ def main(
             raise UsageError(f"Clock '{clock}' with {counts} threads. Expected wall, or cpu with one thread.")
         contenders = line_up(model, peers, size)
         rows = measure(model, contenders, size, batch or (1, 32), counts, runs, seconds, clock)
-        path = out / f"{machine_id()}.csv"
-        atomic_write(path, merge_rows(path.read_text() if path.exists() else "", rows, KEY, COLUMNS))
+        path = store(out, rows, KEY, COLUMNS)
     except FeatherweightError as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(2) from error

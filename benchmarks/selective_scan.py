@@ -10,8 +10,6 @@ the median of up to `--runs` turns with its 95 % interval; "x" is how many times
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featherweight.blocks.selective_scan import selective_scan
-from featherweight.files import atomic_write
-from featherweight.measure.machine import machine, machine_id
-from side_by_side import in_turns, merge_rows
+from side_by_side import cells, in_turns, provenance, store
 
 SHAPES = ((1, 144, 224, 1), (1, 1024, 320, 1), (1, 3136, 96, 1), (1, 3136, 320, 1), (4, 3136, 96, 1))
 """Batch, length, channels, states: MobileMamba's first stage in T2 and in B4, then 56 x 56 tokens."""
@@ -67,14 +63,8 @@ def measure(
     """Time all forms on every shape (batch, length, channels, states); one row for each."""
     torch.set_num_threads(threads)
     methods = ["sequential", "chunked", *(["triton"] if device == "cuda" else [])]
-    here = machine()
-    processor = torch.cuda.get_device_name() if device == "cuda" else f"{here['cpu']}, {here['cores']} cores"
-    shared = {
-        **{"device": device, "threads": threads, "clock": clock},
-        **{"date": datetime.now(UTC).isoformat(timespec="seconds")},
-        "machine": processor,
-        "versions": " ".join(f"{package}={version(package)}" for package in ("featherweight", "torch")),
-    }
+    processor = torch.cuda.get_device_name() if device == "cuda" else ""
+    shared = {"device": device, "threads": threads, "clock": clock, **provenance(processor=processor)}
     rows = []
     for shape in shapes:
         given = tensors(*shape, device)
@@ -82,12 +72,10 @@ def measure(
             jobs = {m: lambda m=m: step(m, given, train) for m in methods}  # noqa: B023
             found = in_turns(jobs, runs, threads, seconds, clock)
             for method, latency in found.items():
-                low, high = latency.interval
                 ratio = found["sequential"].p50_ms / latency.p50_ms
                 named = {"pass": "train" if train else "forward", "shape": "x".join(map(str, shape))}
-                times = {"p50_ms": f"{latency.p50_ms:.3f}", "low_ms": f"{low:.3f}", "high_ms": f"{high:.3f}"}
-                last = {"runs": latency.runs, "times_as_fast": f"{ratio:.1f}"}
-                rows.append({**shared, **named, "method": method, **times, **last})
+                times = {**cells(latency), "times_as_fast": f"{ratio:.1f}"}
+                rows.append({**shared, **named, "method": method, **times})
     return rows
 
 
@@ -101,8 +89,7 @@ def main(
 ) -> None:
     """Print one table of medians in milliseconds and store its rows."""
     rows = measure(SHAPES, threads, runs, seconds, device, clock)
-    path = out / f"{machine_id()}.csv"
-    atomic_write(path, merge_rows(path.read_text() if path.exists() else "", rows, KEY, COLUMNS))
+    path = store(out, rows, KEY, COLUMNS)
     table = Table(title=f"selective scan, float32, {device}, {threads} thread(s), medians")
     for heading in ("B x L x D x N", "pass", "method", "ms", "95 % interval", "x"):
         table.add_column(heading)

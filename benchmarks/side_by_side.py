@@ -1,21 +1,20 @@
-"""What the benchmarks share: jobs timed in turns, and rows that replace older ones in a CSV."""
+"""What the benchmarks share: jobs timed in turns, the origin of a row, and rows that replace older ones."""
 
 from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from featherweight.measure.latency import Latency, summarize
+from featherweight.files import atomic_write
+from featherweight.measure.latency import CLOCKS, Latency, summarize, time_jobs
+from featherweight.measure.machine import machine, machine_id
 
-LEAST_TURNS = 5
-"""Turns that a time limit does not cut."""
-
-
-CLOCKS = {"wall": time.perf_counter_ns, "cpu": time.process_time_ns}
-"""The time that passes, or what this process has used of the processor, all threads together."""
+__all__ = ["CLOCKS", "cells", "in_turns", "merge_rows", "provenance", "store"]
 
 
 def in_turns(
@@ -25,28 +24,46 @@ def in_turns(
     seconds: float = float("inf"),
     clock: str = "wall",
 ) -> dict[str, Latency]:
-    """Time jobs one after another, round by round, after a round that does not count.
-
-    A change of the processor's clock hits all jobs alike.
+    """Time jobs by name as `time_jobs` does, after a round that does not count.
 
     Args:
         jobs: what to run, by name.
         runs: rounds.
         threads: what the result says of threads; set them before.
-        seconds: begin no further round after this time, but run `LEAST_TURNS` of the rounds at least.
-        clock: a key of `CLOCKS`; `"cpu"` is fair on a busy machine, for one thread.
+        seconds: see `time_jobs`.
+        clock: see `time_jobs`.
     """
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    began = time.monotonic()
-    for turn in range(runs + 1):
-        if turn > LEAST_TURNS and time.monotonic() - began > seconds:
-            break
-        for name, job in jobs.items():
-            start = CLOCKS[clock]()
-            job()
-            if turn:
-                times[name].append((CLOCKS[clock]() - start) / 1e6)
-    return {name: summarize(values, threads) for name, values in times.items()}
+    times = time_jobs(list(jobs.values()), runs, seconds=seconds, clock=clock)
+    return {name: summarize(values, threads) for name, values in zip(jobs, times, strict=True)}
+
+
+def cells(latency: Latency) -> dict[str, Any]:
+    """Return the cells of a row that tell a latency."""
+    low, high = latency.interval
+    points = {"p50_ms": latency.p50_ms, "low_ms": low, "high_ms": high}
+    return {**{name: f"{value:.3f}" for name, value in points.items()}, "runs": latency.runs}
+
+
+def provenance(packages: Sequence[str] = ("featherweight", "torch"), processor: str = "") -> dict[str, str]:
+    """Return the cells of a row that tell when, where and with which packages it was measured.
+
+    Args:
+        packages: whose versions count; "none" stands for one that is not installed.
+        processor: what did the work; the CPU by default.
+    """
+    here = machine()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": processor or f"{here['cpu']}, {here['cores']} cores",
+        "versions": " ".join(f"{package}={_version(package)}" for package in packages),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def merge_rows(
@@ -61,3 +78,12 @@ def merge_rows(
     writer.writeheader()
     writer.writerows(merged[values] for values in sorted(merged))
     return stream.getvalue()
+
+
+def store(
+    folder: Path, rows: Iterable[Mapping[str, Any]], key: Sequence[str], columns: Sequence[str]
+) -> Path:
+    """Merge rows into this machine's CSV in `folder` and return its path."""
+    path = folder / f"{machine_id()}.csv"
+    atomic_write(path, merge_rows(path.read_text() if path.exists() else "", rows, key, columns))
+    return path

@@ -11,7 +11,6 @@ the same size.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from featherweight.errors import MissingExtraError
-from featherweight.measure.latency import Latency, summarize
+from featherweight.measure.latency import Latency, summarize, time_jobs
 from featherweight.models.inceptionnext import InceptionDepthwise, InceptionNeXt, MetaNeXtBlock
 from featherweight.registry import create_model
 from featherweight.workflows.miniature import Plan, accuracies, sizes
@@ -90,13 +89,7 @@ class Race:
             for net in self.nets.values()
             for layout in LAYOUTS
         ]
-        times: list[list[float]] = [[] for _ in steps]
-        for _ in range(WARMUP + runs):
-            for step, row in zip(steps, times, strict=True):
-                began = time.perf_counter_ns()
-                step()
-                row.append((time.perf_counter_ns() - began) / 1e6)
-        found = [summarize(row[WARMUP:], torch.get_num_threads()) for row in times]
+        found = [summarize(row, torch.get_num_threads()) for row in time_jobs(steps, runs, WARMUP)]
         pairs = zip(found[::2], found[1::2], strict=True)
         return [min(pair, key=lambda latency: latency.p50_ms) for pair in pairs]
 

@@ -7,11 +7,12 @@ timed in turns, one run each, so that a change of the processor's clock hits all
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,13 @@ from featherweight.measure.machine import machine_id
 
 if TYPE_CHECKING:
     import onnxruntime
+
+
+CLOCKS = {"wall": time.perf_counter_ns, "cpu": time.process_time_ns}
+"""The time that passes, or what this process has used of the processor, all threads together."""
+
+LEAST_TURNS = 5
+"""Rounds that a time limit does not cut."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,42 @@ def summarize(times_ms: Sequence[float], threads: int) -> Latency:
     return Latency(float(p50), float(p95), threads, len(ordered), median_interval(ordered))
 
 
+def time_jobs(
+    jobs: Sequence[Callable[[], object]],
+    runs: int,
+    warmup: int = 1,
+    *,
+    seconds: float = math.inf,
+    clock: str = "wall",
+) -> list[list[float]]:
+    """Time jobs one after another, round by round; a change of the processor's clock hits all alike.
+
+    Args:
+        jobs: what to run.
+        runs: rounds.
+        warmup: rounds before, which do not count.
+        seconds: begin no further round after this time, but run `LEAST_TURNS` of the rounds at least.
+        clock: a key of `CLOCKS`; `"cpu"` is fair on a busy machine, for one thread.
+
+    Returns:
+        The times of each job, in milliseconds.
+
+    >>> [len(times) for times in time_jobs([list, dict], runs=3)]
+    [3, 3]
+    """
+    times: list[list[float]] = [[] for _ in jobs]
+    began = time.monotonic()
+    for turn in range(-warmup, runs):
+        if turn >= LEAST_TURNS and time.monotonic() - began > seconds:
+            break
+        for job, row in zip(jobs, times, strict=True):
+            start = CLOCKS[clock]()
+            job()
+            if turn >= 0:
+                row.append((CLOCKS[clock]() - start) / 1e6)
+    return times
+
+
 def _open(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, dict[str, np.ndarray]]:
     """Open a session and make one input of noise for it; unknown dimensions become 1."""
     import onnxruntime
@@ -91,16 +135,8 @@ def _open(path: Path, threads: int) -> tuple[onnxruntime.InferenceSession, dict[
 def _time_in_turns(paths: Sequence[Path], threads: int, runs: int, warmup: int) -> list[list[float]]:
     """Return `runs` times in milliseconds per file."""
     opened = [_open(path, threads) for path in paths]
-    for session, feed in opened:
-        for _ in range(warmup):
-            session.run(None, feed)
-    times: list[list[float]] = [[] for _ in opened]
-    for _ in range(runs):
-        for (session, feed), row in zip(opened, times, strict=True):
-            start = time.perf_counter_ns()
-            session.run(None, feed)
-            row.append((time.perf_counter_ns() - start) / 1e6)
-    return times
+    jobs = [functools.partial(session.run, None, feed) for session, feed in opened]
+    return time_jobs(jobs, runs, warmup)
 
 
 def measure_latency(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from featherweight.compiler import compile_onnx
 from featherweight.errors import FeatherweightError
 from featherweight.export.onnx import open_session
-from featherweight.measure.latency import Latency, summarize
+from featherweight.measure.latency import Latency, summarize, time_jobs
 from featherweight.report.content import VariantResult
 from featherweight.workflows.delivery import FILES
 from featherweight.workflows.predict import COMPILED_FOLDER
@@ -97,14 +97,8 @@ def _compile(path: Path, out: Path, folder: str, images: np.ndarray) -> Engine:
         engine: [int(run(None, {name: image[None]})[0].argmax()) for image in images]
         for engine, run in runs.items()
     }
-    times: dict[str, list[float]] = {engine: [] for engine in runs}
-    feed = {name: images[:1]}
-    for turn in range(-_WARMUP, _RUNS):
-        for engine, run in runs.items():
-            start = time.perf_counter_ns()
-            run(None, feed)
-            if turn >= 0:
-                times[engine].append((time.perf_counter_ns() - start) / 1e6)
+    jobs = [functools.partial(run, None, {name: images[:1]}) for run in runs.values()]
+    times = dict(zip(runs, time_jobs(jobs, _RUNS, _WARMUP), strict=True))
     session.close()
     same = np.mean(np.array(answers["compiled"]) == np.array(answers["onnxruntime"]))
     size = sum((out / part).stat().st_size for part in ("libmodel.so", "model.weights"))
