@@ -57,6 +57,29 @@ def test_reset_classifier_and_pooling():
         model.reset_classifier(3, "sum")
 
 
+def test_classes_need_pooling():
+    with pytest.raises(UsageError, match="pooled features"):
+        net(global_pool="")
+    model = net(global_pool="", num_classes=0)
+    with pytest.raises(UsageError, match="pooled features"):
+        model.reset_classifier(3)
+    assert model(torch.rand(2, 3, 16, 16)).shape == (2, 8, 4, 4)
+    model.reset_classifier(3, "avg")
+    with pytest.raises(UsageError, match="pooled features"):
+        model.reset_classifier(3, "")
+    assert model(torch.rand(2, 3, 16, 16)).shape == (2, 3)
+
+
+def test_feature_maps_by_number_and_their_columns():
+    model = net()
+    assert model.feature_extractor(1).feature_info.module_name() == ["body.2"]
+    assert model.feature_extractor((1, 0)).feature_info.channels() == [4, 8]
+    assert model.feature_info.reduction() == [2, 4]
+    for wrong in ((), 0, 3, (-3,)):
+        with pytest.raises(UsageError, match="there are 2"):
+            model.feature_extractor(wrong)
+
+
 def test_gradient_checkpointing_changes_nothing():
     model = net().train()
     x = torch.rand(4, 3, 16, 16)

@@ -32,14 +32,14 @@ class Classifier(nn.Module):
         num_classes: number of logits; 0 leaves the pooled features.
         in_chans: channels of the image.
         drop_rate: dropout before the classifier.
-        global_pool: `"avg"`, `"max"` or `""` (no pooling).
+        global_pool: `"avg"`, `"max"`, or `""` for no pooling, which leaves no classifier either.
         head: modules between the pooling and the classifier, on `(N, C, 1, 1)`.
         head_hidden_size: channels that the head gives; `num_features` without a head.
         input_size: (channels, height, width) the variant was published for.
         interpolation: how the published recipe resizes.
 
     Raises:
-        UsageError: the pooling is unknown.
+        UsageError: the pooling is unknown, or there are classes and no pooling.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Classifier(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
+        self.global_pool = global_pool
         self.feature_info = _feature_info(levels)
         self.default_cfg: dict[str, Any] = {
             "input_size": (in_chans, *input_size[1:]),
@@ -110,12 +111,17 @@ class Classifier(nn.Module):
         """Replace the last layer by a new one with `num_classes` outputs; 0 removes it.
 
         Raises:
-            UsageError: the pooling is unknown.
+            UsageError: the pooling is unknown, or there are classes and no pooling.
         """
-        if global_pool is not None:
-            if global_pool not in POOLS:
-                raise UsageError(f"No global pooling '{global_pool}'. Expected one of 'avg', 'max' or ''.")
-            self.global_pool = global_pool
+        pool = self.global_pool if global_pool is None else global_pool
+        if pool not in POOLS:
+            raise UsageError(f"No global pooling '{pool}'. Expected one of 'avg', 'max' or ''.")
+        if num_classes > 0 and not pool:
+            raise UsageError(
+                f"{num_classes} classes and no global pooling: the classifier takes pooled features. "
+                "Expected num_classes=0, or the global pooling 'avg' or 'max'."
+            )
+        self.global_pool = pool
         like = next(self.body.parameters())
         self.num_classes = num_classes
         self.default_cfg["num_classes"] = num_classes
@@ -125,7 +131,7 @@ class Classifier(nn.Module):
                 self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype
             )
 
-    def feature_extractor(self, out_indices: Sequence[int] | None = None) -> FeatureExtractor:
+    def feature_extractor(self, out_indices: int | Sequence[int] | None = None) -> FeatureExtractor:
         """Return a network that shares these weights and gives the chosen feature maps, finest first."""
         return FeatureExtractor(self, out_indices)
 
@@ -165,24 +171,45 @@ class Classifier(nn.Module):
         self.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
 
+class FeatureInfo(list[dict[str, Any]]):
+    """What is known of each feature map, as dictionaries and, as in timm, column by column."""
+
+    def channels(self) -> list[int]:
+        """Return the channels of each map."""
+        return [info["num_chs"] for info in self]
+
+    def reduction(self) -> list[int]:
+        """Return how many pixels of the image a step of each map takes."""
+        return [info["reduction"] for info in self]
+
+    def module_name(self) -> list[str]:
+        """Return the dotted name of the module that gives each map."""
+        return [info["module"] for info in self]
+
+
 class FeatureExtractor(nn.Module):
     """The body of a network up to the deepest map asked for: `(N, C, H, W)` to a list of maps, finest first.
 
     Args:
         model: the network; its weights are shared, not copied.
-        out_indices: positions in `model.feature_info`, negative ones from the end; None takes all.
+        out_indices: positions in `model.feature_info`, negative ones from the end; a number takes so many of
+            the last, None all.
 
     Raises:
-        UsageError: an index does not exist.
+        UsageError: an index does not exist, or there is none.
     """
 
-    def __init__(self, model: Classifier, out_indices: Sequence[int] | None = None) -> None:
+    def __init__(self, model: Classifier, out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()
         infos = model.feature_info
-        indices = range(len(infos)) if out_indices is None else out_indices
-        if any(not -len(infos) <= index < len(infos) for index in indices):
-            raise UsageError(f"Feature maps {tuple(indices)} asked for; there are {len(infos)}, from 0.")
-        self.feature_info = [infos[index] for index in sorted({index % len(infos) for index in indices})]
+        if out_indices is None:
+            out_indices = len(infos)
+        if isinstance(out_indices, int):
+            out_indices = range(-out_indices, 0)
+        if not out_indices or any(not -len(infos) <= index < len(infos) for index in out_indices):
+            raise UsageError(f"Feature maps {tuple(out_indices)} asked for; there are {len(infos)}, from 0.")
+        chosen = sorted({index % len(infos) for index in out_indices})
+        self.feature_info = FeatureInfo(infos[index] for index in chosen)
         self._taps = [int(info["module"].removeprefix("body.")) for info in self.feature_info]
         self.body = model.body[: self._taps[-1] + 1]
         self.default_cfg = model.default_cfg
@@ -197,11 +224,11 @@ class FeatureExtractor(nn.Module):
         return maps
 
 
-def _feature_info(levels: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+def _feature_info(levels: Sequence[tuple[int, int]]) -> FeatureInfo:
     """Keep the last module of each resolution."""
     following = [reduction for _, reduction in levels[1:]] + [None]
-    return [
+    return FeatureInfo(
         {"num_chs": channels, "reduction": reduction, "module": f"body.{index}"}
         for index, ((channels, reduction), after) in enumerate(zip(levels, following, strict=True))
         if reduction != after
-    ]
+    )

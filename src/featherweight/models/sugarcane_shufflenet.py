@@ -162,8 +162,16 @@ class SugarcaneShuffleNet(ShuffleNetV2):
             nn.BatchNorm1d(hidden),
         )
         super().__init__(width=width, head=head, head_hidden_size=hidden, drop_rate=drop_rate, **kwargs)
-        if not self.global_pool:
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last layer by a new one with `num_classes` outputs; 0 removes it.
+
+        Raises:
+            UsageError: the pooling is unknown or none, which the head does not take.
+        """
+        if not (self.global_pool if global_pool is None else global_pool):
             raise UsageError("SugarcaneShuffleNet's head needs pooled features: global_pool='avg' or 'max'.")
+        super().reset_classifier(num_classes, global_pool)
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename the authors' keys (`base_model.…`) to ours; torchvision's body loads with a fresh head."""
