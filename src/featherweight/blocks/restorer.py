@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -93,10 +94,8 @@ class Restorer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Restore a batch of images."""
         y = self.forward_head(self.forward_features(x))
-        if self.stride == 1:
-            return y
         # A stride rounds odd sides up; the rows and columns beyond the image go again.
-        return y[..., : self.scale * x.shape[-2], : self.scale * x.shape[-1]]
+        return y if self.stride == 1 else _cut(y, *(self.scale * side for side in x.shape[-2:]))
 
     def prepare(self, x: Tensor) -> Tensor:
         """Bring an image to the range that the stem expects."""
@@ -218,3 +217,14 @@ class MapExtractor(nn.Module):
             if index == self._chosen[-1]:
                 break
         return maps
+
+
+def _cut(x: Tensor, height: int, width: int) -> Tensor:
+    """Keep the first rows and columns."""
+    for axis, length in ((-2, height), (-1, width)):
+        if isinstance(length, torch.SymInt):
+            # torch.export cannot prove that a slice of symbolic length fits; it need not for an index.
+            x = x.index_select(axis, torch.arange(length, device=x.device))
+        else:
+            x = x.narrow(axis, 0, length)
+    return x

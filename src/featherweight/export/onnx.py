@@ -1,9 +1,9 @@
 """Write a network as one self-contained ONNX file, and run such a file without PyTorch.
 
-The file takes a float32 batch `image` of `(N, C, H, W)`, any N, and gives `logits`. Batch norms are folded
-into the convolutions before them, weights lie inside the file, and the preprocessing specification and the
-class names travel in its metadata. Nothing is written under the final name until onnxruntime's answers match
-PyTorch's.
+The file takes a float32 batch `image` of `(N, C, H, W)`, any N (any H and W too where asked for), and gives
+`logits`, `restored` where an image comes out. Batch norms are folded into the convolutions before them,
+weights lie inside the file, and the preprocessing specification and the class names travel in its metadata.
+Nothing is written under the final name until onnxruntime's answers match PyTorch's.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ logger = logging.getLogger("featherweight")
 PREPROCESS_KEY = "featherweight.preprocess"
 LABELS_KEY = "featherweight.labels"
 INPUT_NAME, OUTPUT_NAME = "image", "logits"
+RESTORED_NAME = "restored"
+"""Name of the output where it is an image."""
+
+OPEN_AXES = {0: "batch", 2: "height", 3: "width"}
 MAX_RELATIVE_ERROR = 1e-4
 
 
@@ -78,32 +82,41 @@ def _silence() -> Iterator[None]:
             log.setLevel(level)
 
 
-def _export_traced(model: torch.nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
+def _export_traced(
+    model: torch.nn.Module, example: torch.Tensor, opset: int, dynamic_size: bool
+) -> onnx.ModelProto:
     """Export through tracing: 0.2 s for a small network, where the graph exporter needs 2 to 6 s."""
     import onnx
     import torch
 
     buffer = io.BytesIO()
-    axes = {INPUT_NAME: {0: "batch"}, OUTPUT_NAME: {0: "batch"}}
-    names: dict[str, Any] = {"input_names": [INPUT_NAME], "output_names": [OUTPUT_NAME]}
+    output = RESTORED_NAME if dynamic_size else OUTPUT_NAME
+    scaled = {axis: f"restored_{name}" if axis else name for axis, name in OPEN_AXES.items()}
+    axes: dict[str, dict[int, str]] = {INPUT_NAME: {0: "batch"}, output: {0: "batch"}}
+    if dynamic_size:
+        axes = {INPUT_NAME: OPEN_AXES, output: scaled}
+    names: dict[str, Any] = {"input_names": [INPUT_NAME], "output_names": [output]}
     torch.onnx.export(
         model, (example,), buffer, dynamo=False, opset_version=opset, dynamic_axes=axes, **names
     )
     return onnx.load_from_string(buffer.getvalue())
 
 
-def _export_graph(model: torch.nn.Module, example: torch.Tensor, opset: int) -> onnx.ModelProto:
+def _export_graph(
+    model: torch.nn.Module, example: torch.Tensor, opset: int, dynamic_size: bool
+) -> onnx.ModelProto:
     """Export through `torch.export`, which keeps data-independent control flow that tracing would freeze."""
     import torch
 
+    axes = OPEN_AXES if dynamic_size else {0: OPEN_AXES[0]}
     program = torch.onnx.export(
         model,
         (example,),
         dynamo=True,
         opset_version=opset,
         input_names=[INPUT_NAME],
-        output_names=[OUTPUT_NAME],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        output_names=[RESTORED_NAME if dynamic_size else OUTPUT_NAME],
+        dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in axes.items()},),
         verbose=False,
     )
     return program.model_proto
@@ -152,11 +165,12 @@ def export_onnx(
     images: np.ndarray | None = None,
     exporter: str = "auto",
     check: bool = True,
+    dynamic_size: bool = False,
 ) -> ExportReport:
     """Write `model` to `path` as ONNX and check the file against PyTorch.
 
     Args:
-        model: a classifier `(N, C, H, W) -> (N, classes)`; left untouched, exported as in eval mode.
+        model: a network of one image batch `(N, C, H, W)`; left untouched, exported as in eval mode.
         path: the file to write; replaced only when the check passes.
         input_size: `(C, H, W)` in pixels.
         opset: ONNX operator set.
@@ -166,6 +180,8 @@ def export_onnx(
         images: real, preprocessed images `(N, C, H, W)` to compare on; noise without them.
         exporter: "traced" (quick), "graph" (`torch.export`), or "auto": traced, and graph where that fails.
         check: compare with PyTorch; only a latency search over random weights may skip it.
+        dynamic_size: leave height and width open, for networks that give an image; the check then
+            takes two sizes, and the output is `restored`.
 
     Raises:
         FeatherweightError: no exporter gives a file that agrees with PyTorch to 1e-4 of the largest output.
@@ -178,16 +194,25 @@ def export_onnx(
     model = copy.deepcopy(model).cpu().float().eval()
     example = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
     sample = example if images is None else torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+    samples = [sample]
+    if dynamic_size:
+        # A network with a stride may cut images of other sizes up, which an open graph cannot.
+        step = getattr(model, "stride", 1)
+        height, width = (
+            max(step, side - count * step) for side, count in zip(sample.shape[2:], (3, 5), strict=True)
+        )
+        samples.append(sample[..., :height, :width].contiguous())
     with torch.no_grad():
-        expected = model(sample)
+        pairs = [(images, model(images)) for images in samples]
     failures = []
     for name in ["traced", "graph"] if exporter == "auto" else [exporter]:
         try:
             with _silence(), torch.no_grad():
-                proto = _clean(EXPORTERS[name](model, example, opset))
+                proto = _clean(EXPORTERS[name](model, example, opset, dynamic_size))
             _describe(proto, classes, preprocess_json, metadata)
             data = proto.SerializeToString()
-            error = _max_relative_error(data, sample, expected) if check else float("nan")
+            errors = [_max_relative_error(data, *pair) for pair in pairs] if check else [float("nan")]
+            error = max(errors)
         except Exception as problem:
             logger.debug("exporter %s failed", name, exc_info=True)
             failures.append(f"{name}: {type(problem).__name__}: {str(problem).splitlines()[:1]}")
