@@ -108,7 +108,7 @@ def typical(kind: type, op: type) -> tuple[nn.Module, nn.Module]:
 
 
 def relative(a, b) -> float:
-    a, b = np.asarray(a.detach()), np.asarray(b.detach())
+    a, b = (np.asarray(t.detach().double()) for t in (a, b))
     return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-6))
 
 

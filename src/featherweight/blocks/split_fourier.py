@@ -24,9 +24,9 @@ def inverse_real(z: Tensor, rows: int, columns: int) -> Tensor:
     """
     if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
         return torch.fft.irfft2(torch.view_as_complex(z.contiguous()), s=(rows, columns))
-    real, imaginary = z.mT.unbind(-2)  # each (N, rows, half)
-    real, imaginary = _inverse_last(real.mT, imaginary.mT)
-    real, imaginary = real.mT, imaginary.mT
+    real, imaginary = z.transpose(-1, -2).unbind(-2)  # each (N, rows, half)
+    real, imaginary = _inverse_last(real.transpose(-1, -2), imaginary.transpose(-1, -2))
+    real, imaginary = real.transpose(-1, -2), imaginary.transpose(-1, -2)
     # The first column, and the last of an even number, are their own mirror images and so real.
     inner = slice(1, (columns + 1) // 2)
     last = slice((columns + 1) // 2, columns // 2 + 1)
@@ -50,7 +50,7 @@ def _inverse_last(real: Tensor, imaginary: Tensor, with_imaginary: bool = True) 
     pair = _multiply(twist, pair, torch.mul)
     (cos, sin), (a, b) = outer, pair
     found = a @ cos - b @ sin, (a @ sin + b @ cos) if with_imaginary else a
-    return tuple(part.mT.flatten(-2) for part in found)
+    return tuple(part.transpose(-1, -2).flatten(-2) for part in found)
 
 
 def _multiply(left: list[Tensor], right: tuple[Tensor, Tensor], product: object) -> tuple[Tensor, Tensor]:

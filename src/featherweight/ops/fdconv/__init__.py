@@ -232,7 +232,7 @@ class FDConv2d(ConvOperator):
         if self.local is not None:
             total += self.local.conv.weight.numel() * self.in_channels
         if self.bands is not None:
-            total += self.bands.macs(input_shape)
+            total += self.bands.head_macs(input_shape)
         return total
 
     def transform_macs(self, input_shape: Sequence[int]) -> int:
@@ -262,8 +262,13 @@ class FDConv2d(ConvOperator):
             copy_parameter(new.bias, conv.bias)
         return new
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Accept the names of the released layer, and a plain layer's weight besides."""
+    def adapt_state(self, state: dict[str, Any], prefix: str = "") -> None:
+        """Bring the entries below `prefix` to our layout, in place: of the released layer, or of a plain one.
+
+        Args:
+            state: names -> tensors.
+            prefix: the layer's own name with a dot behind it.
+        """
         for old, new in OFFICIAL_NAMES:
             for key in [key for key in state if key.startswith(prefix + old)]:
                 state[prefix + new + key.removeprefix(prefix + old)] = state.pop(key)
@@ -274,8 +279,11 @@ class FDConv2d(ConvOperator):
             # A plain layer says nothing about the networks that modulate it: they stay as they are.
             state.update({prefix + k: v for k, v in self.state_dict().items() if k.split(".")[0] in ADDED})
         for name, buffer in self._buffers.items():
-            if buffer is not None:
+            if buffer is not None and f"{prefix}dft_weight" in state:
                 state.setdefault(prefix + name, buffer)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.adapt_state(state, prefix)
         super()._load_from_state_dict(state, prefix, *args, **kwargs)
 
 
@@ -300,8 +308,8 @@ class FDLinear(FDConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, *, in_features)` to `(N, *, out_features)`."""
-        places = x.reshape(len(x), -1, self.in_features).mT[..., None]
-        return super().forward(places)[..., 0].mT.reshape(*x.shape[:-1], self.out_features)
+        places = x.reshape(len(x), -1, self.in_features).transpose(-1, -2)[..., None]
+        return super().forward(places)[..., 0].transpose(-1, -2).reshape(*x.shape[:-1], self.out_features)
 
     def macs(self, input_shape: Sequence[int]) -> int:
         """Return the MACs of one sample of `input_shape` = `(*, in_features)`."""

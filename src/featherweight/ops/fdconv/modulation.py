@@ -150,8 +150,11 @@ class LocalModulation(nn.Module):
         filters = z.shape[1] // (groups * height * width)
         z = z.reshape(-1, groups, filters, height, width, groups, z.shape[2] // groups)
         if groups > 1:
-            z = z.diagonal(dim1=1, dim2=5).movedim(-1, 1)  # (N, groups, filters, kh, kw, Cin / groups)
-        return ACTS[self.act](z.reshape(-1, groups * filters, height, width, z.shape[-1]).movedim(-1, 2))
+            z = z.diagonal(dim1=1, dim2=5).permute(
+                0, 5, 1, 2, 3, 4
+            )  # (N, groups, filters, kh, kw, Cin / groups)
+        z = z.reshape(-1, groups * filters, height, width, z.shape[-1])
+        return ACTS[self.act](z.permute(0, 1, 4, 2, 3))
 
 
 class BandModulation(nn.Module):
@@ -204,6 +207,6 @@ class BandModulation(nn.Module):
         factor = logits.softmax(1) * self.groups if act == "softmax" else ACTS[act](logits)
         return (factor[:, :, None] * band.unflatten(1, (self.groups, -1))).flatten(1, 2)
 
-    def macs(self, input_shape: Sequence[int]) -> int:
+    def head_macs(self, input_shape: Sequence[int]) -> int:
         """Return the MACs of the heads on one map of `input_shape` = `(C, H, W)`."""
         return len(self.heads) * self.config.kernel_size**2 * math.prod(input_shape)
