@@ -1,7 +1,7 @@
 """Inverse real 2-D Fourier transform of half a spectrum, also as small matrix products for graphs.
 
-Captured graphs (ONNX, `torch.export`) know no transforms, and one matrix for a whole axis of a large layer
-would outweigh the layer. So an axis of P Q values is transformed in two steps, by matrices of Q x Q and
+A traced graph (for ONNX) knows no transforms, and one matrix for a whole axis of a large layer would outweigh
+the layer. So an axis of P Q values is transformed in two steps, by matrices of Q x Q and
 P x P with rotations in between (Cooley and Tukey), which need P + Q products a value.
 """
 
@@ -22,7 +22,7 @@ def inverse_real(z: Tensor, rows: int, columns: int) -> Tensor:
     >>> inverse_real(torch.tensor([[[[6.0, 0.0], [2.0, 0.0]]]]), 1, 2).tolist()
     [[[4.0, 2.0]]]
     """
-    if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+    if not torch.jit.is_tracing():
         return torch.fft.irfft2(torch.view_as_complex(z.contiguous()), s=(rows, columns))
     real, imaginary = z.transpose(-1, -2).unbind(-2)  # each (N, rows, half)
     real, imaginary = _inverse_last(real.transpose(-1, -2), imaginary.transpose(-1, -2))
@@ -59,7 +59,6 @@ def _multiply(left: list[Tensor], right: tuple[Tensor, Tensor], product: object)
     return product(a, c) - product(b, d), product(a, d) + product(b, c)
 
 
-@torch.compiler.assume_constant_result
 def _rotations(size: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """Return cosine and sine of the inner transform (Q, Q), the rotation (Q, P), the outer one (P, P)."""
     p = max(d for d in range(1, math.isqrt(size) + 1) if size % d == 0)

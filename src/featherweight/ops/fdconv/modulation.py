@@ -116,13 +116,18 @@ class GlobalModulation(nn.Module):
         z = F.batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias) if alone else norm(z)
         z = self.relu(z)
         heads = (self.channel_fc, self.filter_fc, self.spatial_fc)
-        rest = [None if h is None else ACTS[self.act](h(z).flatten(1) / self.temperature) for h in heads]
+        rest = [None if h is None else ACTS[self.act](_cool(h(z), self.temperature)) for h in heads]
         if self.kernel_fc is None:
             return *rest, None
-        logits = self.kernel_fc(z).flatten(1) / self.frequency_temperature
+        logits = _cool(self.kernel_fc(z), self.frequency_temperature)
         if self.act == "softmax":
             return *rest, logits.softmax(1)
         return *rest, ACTS[self.act](logits) / self.frequencies
+
+
+def _cool(logits: Tensor, temperature: float) -> Tensor:
+    logits = logits.flatten(1)
+    return logits if temperature == 1 else logits / temperature
 
 
 class LocalModulation(nn.Module):
@@ -193,11 +198,13 @@ class BandModulation(nn.Module):
         height, width = x.shape[-2:]
         z = spectrum.to_spectrum(x)
         masks = F.interpolate(self.masks.to(z.dtype), size=(height, width // 2 + 1), mode="nearest")
-        left = x.to(z.dtype)
+        channels, left = int(x.shape[1]), x.to(z.dtype)
+        # Every cut in one transform, each with all channels.
+        lows = (z[:, None] * masks[:, None]).flatten(1, 2)
+        lows = spectrum.to_image(lows, left[:, :1].expand(-1, lows.shape[1], -1, -1))
         y: Tensor | float = 0.0
-        for index in range(len(self.config.cutoffs)):
-            low = spectrum.to_image(z * masks[index], left)
-            y = y + self._weigh(self.heads[index], x, left - low)
+        for low, head in zip(lows.split(channels, 1), self.heads, strict=False):
+            y = y + self._weigh(head, x, left - low)
             left = low
         return (y + (self._weigh(self.heads[-1], x, left) if self.config.weigh_lowest else left)).to(x.dtype)
 
