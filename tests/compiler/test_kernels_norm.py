@@ -271,7 +271,7 @@ LAYOUT = """
 void move(const long *f, const float *x, float *y, int kind, int threads);
 void move(const long *f, const float *x, float *y, int kind, int threads) {
     const fw_layout s = {(int)f[0], (int)f[1], (int)f[2], (int)f[3], (int)f[4], (int)f[5], (int)f[6],
-                         (int)f[7], (int)f[8], f[9], f[10], f[11], f[12], f[13]};
+                         (int)f[7], (int)f[8], f[9], f[10], f[11], f[12], f[13], 0};
     for (int t = 0; t < threads; t++)
         (kind == 0 ? fw_to_pixel : kind == 1 ? fw_from_pixel : fw_pad)(&s, x, y, t, threads);
 }

@@ -23,6 +23,7 @@ from featherweight.compiler import (  # noqa: F401  (the emitters register thems
     emit_norm,
     emit_pixel,
     emit_pixel_conv,
+    emit_planar,
     emit_pool,
     emit_product,
     emit_reduce,
@@ -90,7 +91,7 @@ def generate(
     try:
         graph = read_model(source, shapes, batch, EMITTERS)
         check_supported(graph)
-        program = Lowering(graph, run_passes(graph), vector, threads, tiles).run()
+        program = Lowering(graph, run_passes(graph, vector), vector, threads, tiles).run()
     except DataError as error:
         raise DataError(_one_line(str(error))) from error
     arena = plan_memory(program)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from featherweight.compiler.ctype import CType
-from featherweight.compiler.emit_sparse import emit_planar_depthwise, emit_sparse_conv
 from featherweight.compiler.expressions import saturate
 from featherweight.compiler.graph import Node
 from featherweight.compiler.loops import index_of
@@ -29,10 +28,7 @@ def _spatial(lowering: Lowering, node: Node, x: str, w: str) -> Window:
 
 @emits("Conv")
 def emit_conv(lowering: Lowering, node: Node) -> None:
-    """One output row at a time: a tap adds a scaled, shifted input row to it; sparse ones have kernels."""
-    if "planar" in node.attrs:
-        (emit_sparse_conv if node.attrs["planar"] == "sparse" else emit_planar_depthwise)(lowering, node)
-        return
+    """One output row at a time: a tap adds a scaled, shifted input row to it."""
     window = _spatial(lowering, node, node.inputs[0], node.inputs[1])
     for name in node.inputs[:2]:
         lowering.plain(name)

@@ -1,4 +1,4 @@
-"""1x1 convolutions with mostly zero weights and the depthwise ones between them: vectors run over pixels."""
+"""1x1 convolutions with mostly zero weights, alone or joined with the depthwise one behind them."""
 
 from __future__ import annotations
 
@@ -8,103 +8,152 @@ import numpy as np
 
 from featherweight.compiler.conv_parts import Epilogue, headers, initialiser
 from featherweight.compiler.graph import Node
-from featherweight.compiler.lower import Lowering
-from featherweight.compiler.pack_sparse import SparseWeights, best_rows, sparse_weights
-from featherweight.compiler.program import Operand, StepWriter
+from featherweight.compiler.lower import Lowering, emits_planar
+from featherweight.compiler.pack_sparse import SparseWeights, plan_stripes, sparse_weights
+from featherweight.compiler.program import StepWriter, View
 from featherweight.compiler.tiles import registers
 from featherweight.compiler.windows import Window, conv_window
 
 
+@emits_planar("Conv")
+def emit_planar_conv(lowering: Lowering, node: Node) -> None:
+    """Call the emitter of the kind that the choice of regions gave to the node."""
+    from featherweight.compiler.emit_planar import emit_planar_dense, emit_planar_depthwise
+
+    kinds = {"sparse": emit_sparse_conv, "dense": emit_planar_dense, "depthwise": emit_planar_depthwise}
+    kinds[node.attrs["planar"]](lowering, node)
+
+
 def emit_sparse_conv(lowering: Lowering, node: Node) -> None:
-    """A 1x1 convolution as one walk over its nonzero weights for every stripe of pixels."""
-    graph = lowering.graph
-    source = lowering.plain(node.inputs[0])
-    n, channels, height, width = source.shape
-    weight = graph.constants[node.inputs[1]][:, :, 0, 0]
-    filters, plane = len(weight), height * width
+    """One walk over the nonzero weights for every stripe of pixels."""
+    source = lowering.planar_of(node.inputs[0])
+    n, _, height, width = source.shape
+    weight = lowering.graph.constants[node.inputs[1]][:, :, 0, 0]
+    plane = source.strides[1]
     epilogue = Epilogue(lowering, node, planar=True)
-    rest = lowering.plain(epilogue.residual) if epilogue.residual else None
+    rest = lowering.planar_of(epilogue.residual) if epilogue.residual else None
+    vectors = plane // lowering.vector
+    plan = plan_stripes(weight, vectors, lowering.vector, registers(lowering.vector))
     headers(lowering, "conv.h", "sparse.h")
-    writer = lowering.start(node, macs=n * int((weight != 0).sum()) * plane)
-    epilogue.define(filters)
+    writer = lowering.start(node, macs=n * int((weight != 0).sum()) * height * width)
+    epilogue.define(len(weight))
     x = writer.pointer(source)
-    aux = epilogue.aux(writer, filters, 1)
+    aux = epilogue.aux(writer, len(weight), 1)
     residual = writer.pointer(rest, restrict=False).var if rest else "NULL"
     y = lowering.write(writer, node.outputs[0], restrict=not rest)
-    if rest and rest.storage != source.storage:
+    if rest and rest.storage != source.storage and plan.groups == 1:
         writer.step.in_place.append((y.view.storage, rest.storage))
-    zeros = 1 - (weight != 0).mean()
-    writer.step.kernel = f"sparse 1x1, {zeros:.0%} zeros"
-    bias = graph.constant(node.input(2))
-    fields = {"images": n, "pixels": plane, "x_image": channels * plane, "y_image": filters * plane}
-    fields |= {"y_plane": plane, "r_image": filters * plane, "r_plane": plane}
-    for index, part in enumerate(sparse_weights(weight, bias, plane, best_rows(weight))):
-        call = f"{x.var}, {aux}, {residual}, {y.var}, tid, threads);"
-        _emit_part(lowering, writer, epilogue, part, fields, index, call)
-
-
-def _emit_part(
-    lowering: Lowering,
-    writer: StepWriter,
-    epilogue: Epilogue,
-    part: SparseWeights,
-    fields: dict[str, int | str],
-    index: int,
-    call: str,
-) -> None:
-    """Run one packed part of the matrix."""
-    vectors = -(-int(fields["pixels"]) // lowering.vector)
-    wide = stripe_vectors(vectors, part.rows_per_block, lowering.vector)
-    last = vectors % wide or wide
-    function = lowering.program.define_named(
-        "fw_sparse",
-        f"FW_DEFINE_SPARSE({{name}}, {wide}, {last}, {part.rows_per_block}, {epilogue.name}, "
-        f"{int(bool(epilogue.residual))})",
-    )
-    arrays = {
-        name: writer.constant(value).var
-        for name, value in (
-            ("values", part.values),
-            ("offset", part.offset),
-            ("start", part.start),
-            ("row", part.row),
+    wide = plan.vectors
+    if lowering.threads > 1:
+        # Stripes are shared before rows are: each thread reads all weights then, but a part of the pixels.
+        wide = min(wide, max(4, -(-vectors // lowering.threads)))
+    few = n * -(-vectors // wide) < 4 * lowering.threads
+    writer.step.kernel = f"sparse 1x1, {1 - (weight != 0).mean():.0%} zeros" + _blocks(plan.rows)
+    bias = lowering.graph.constant(node.input(2))
+    parts = lowering.threads if few else 1
+    packed = sparse_weights(weight, bias, plane, plan.rows, plan.groups, parts)
+    fields = _fields(n, vectors, source, y.view) | {"groups": plan.groups}
+    for index, rows in enumerate(sorted({part.rows_per_block for part in packed}, reverse=True)):
+        own = [part for part in packed if part.rows_per_block == rows]
+        part_table(writer, own, f"parts{index}")
+        function = lowering.program.define_named(
+            "fw_sparse",
+            f"FW_DEFINE_SPARSE({{name}}, {wide}, {vectors % wide or wide}, {rows}, {epilogue.name}, "
+            f"{int(bool(epilogue.residual))})",
         )
+        writer.line(
+            f"static const fw_sparse shape{index} = {{{initialiser({**fields, 'parts': len(own)})}}};"
+        )
+        pointers = f"{x.var}, {aux}, {residual}, {y.var}"
+        writer.line(f"{function}(&shape{index}, parts{index}, {pointers}, tid, threads);")
+
+
+def _blocks(rows: int) -> str:
+    return f", blocks of {rows}" if rows > 1 else ""
+
+
+def _fields(images: int, vectors: int, x: View, y: View) -> dict[str, int | str]:
+    return {
+        "images": images,
+        "vectors": vectors,
+        "x_image": x.strides[0],
+        "y_image": y.strides[0],
+        "y_plane": y.strides[1],
+        "r_image": y.strides[0],
+        "r_plane": y.strides[1],
     }
-    struct = {**fields, "blocks": len(part.row), **arrays}
-    writer.line(f"const fw_sparse shape{index} = {{{initialiser(struct)}}};")
-    writer.line(f"{function}(&shape{index}, {call}")
 
 
-def stripe_vectors(vectors: int, rows: int, vector: int) -> int:
-    """Return the vectors of pixels of a stripe: as many as the registers hold, with little left over."""
-    most = max(1, min(14, (registers(vector) - rows - 1) // rows, vectors))
-    least = max(1, most // 2)
-    return min(range(most, least - 1, -1), key=lambda wide: (-(-vectors // wide) * wide, -wide))
+def part_table(writer: StepWriter, parts: list[SparseWeights], name: str) -> None:
+    """Declare the array of `fw_sparse_part` that a kernel reads."""
+    rows = []
+    for part in parts:
+        arrays = (part.values, part.offset, part.count, part.row)
+        rows.append(f"{{{part.blocks}, {', '.join(writer.constant(array).var for array in arrays)}}}")
+    writer.line(f"const fw_sparse_part {name}[] = {{{', '.join(rows)}}};")
 
 
-def emit_planar_depthwise(lowering: Lowering, node: Node) -> None:
-    """A depthwise convolution whose vectors run over the pixels of a row."""
+@emits_planar("SparseBlock")
+def emit_sparse_block(lowering: Lowering, node: Node) -> None:
+    """A sparse layer whose channels are convolved as they are made: one plane lies between the two."""
     graph = lowering.graph
-    window = planar_window(lowering, node)
-    source = lowering.plain(node.inputs[0])
-    n, channels, _, _ = source.shape
-    epilogue = Epilogue(lowering, node, planar=True)
-    headers(lowering, "conv.h", "planar.h")
-    writer = lowering.start(node, macs=n * channels * window.taps * math.prod(window.outputs))
-    epilogue.define(channels)
+    first, second = node.attrs["expand"], node.attrs["depthwise"]
+    source = lowering.planar_of(node.inputs[0])
+    n, _, height, width = source.shape
+    weight = graph.constants[first.inputs[1]][:, :, 0, 0]
+    window = planar_window(lowering, second)
+    ends = [Epilogue(lowering, part, planar=True) for part in (first, second)]
+    headers(lowering, "conv.h", "planar.h", "sparse.h", "sparse_region.h")
+    plane = source.strides[1]
+    vectors = plane // lowering.vector
+    macs = int((weight != 0).sum()) * height * width + len(weight) * window.taps * math.prod(window.outputs)
+    writer = lowering.start(node, macs=n * macs)
+    writer.step.kernel = f"sparse 1x1, {1 - (weight != 0).mean():.0%} zeros, with planar depthwise"
+    for end in ends:
+        end.define(len(weight))
     x = writer.pointer(source)
-    w = writer.constant(graph.constants[node.inputs[1]].reshape(-1))
-    bias = writer.constant(_bias(graph.constant(node.input(2)), channels))
-    aux = epilogue.aux(writer, channels, 1)
-    y: Operand = lowering.write(writer, node.outputs[0])
-    rows = max(1, min(window.outputs[0], 7, registers(lowering.vector) - window.taps - 2))
+    aux = [end.aux(writer, len(weight), 1) for end in ends]
+    w = writer.constant(graph.constants[second.inputs[1]].reshape(-1))
+    bias = writer.constant(bias_of(lowering, second, len(weight)))
+    y = lowering.write(writer, node.outputs[0])
+    scratch = writer.scratch("float32", plane * lowering.threads + lowering.vector)
+    packed = sparse_weights(weight, graph.constant(first.input(2)), plane, parts=lowering.threads)
+    part_table(writer, packed, "parts")
+    middle = View(source.storage, source.dtype, source.shape, (0, plane, width, 1))
+    shape = {**_fields(n, vectors, source, middle), "groups": 1, "parts": len(packed)}
+    planar = planar_fields(window, n, len(weight), plane, y.strides[1])
+    depthwise = define_depthwise(lowering, window, ends[1])
+    wide = min(vectors, 14 if lowering.vector == 16 else 8)
     function = lowering.program.define_named(
+        "fw_sparse_block",
+        f"FW_DEFINE_SPARSE_DEPTHWISE({{name}}, {wide}, {vectors % wide or wide}, {ends[0].name}, "
+        f"{depthwise})",
+    )
+    writer.line(f"static const fw_sparse shape = {{{initialiser(shape)}}};")
+    writer.line(f"static const fw_planar planar = {{{initialiser(planar)}}};")
+    writer.line(
+        f"{function}(&shape, parts, &planar, {x.var}, {aux[0]}, {w.var}, {bias.var}, {aux[1]}, {y.var}, "
+        f"{scratch.var}, tid, threads);"
+    )
+
+
+def define_depthwise(lowering: Lowering, window: Window, epilogue: Epilogue) -> str:
+    """Define a depthwise kernel and return its name."""
+    room = registers(lowering.vector) - window.taps - 2
+    rows = max(1, min(window.outputs[0], 14 if window.outputs[0] % 14 == 0 else 7, room))
+    return lowering.program.define_named(
         "fw_planar",
         f"FW_DEFINE_PLANAR_DEPTHWISE({{name}}, {window.kernel[0]}, {window.kernel[1]}, {window.strides[0]}, "
         f"{rows}, {epilogue.name})",
     )
-    fields = {
-        "images": n,
+
+
+def planar_fields(
+    window: Window, images: int, channels: int, x_plane: int, y_plane: int
+) -> dict[str, int | str]:
+    """Return the fields of `fw_planar`; strides in floats."""
+    return {
+        "images": images,
         "channels": channels,
         "rows": window.outputs[0],
         "columns": window.outputs[1],
@@ -112,13 +161,15 @@ def emit_planar_depthwise(lowering: Lowering, node: Node) -> None:
         "in_columns": window.inputs[1],
         "pad_top": window.before[0],
         "pad_left": window.before[1],
+        "taps": window.taps,
+        "x_plane": x_plane,
+        "y_plane": y_plane,
     }
-    writer.step.kernel = f"planar depthwise {window.kernel[0]}x{window.kernel[1]}"
-    writer.line(f"static const fw_planar shape = {{{initialiser(fields)}}};")
-    writer.line(f"{function}(&shape, {x.var}, {w.var}, {bias.var}, {aux}, {y.var}, tid, threads);")
 
 
-def _bias(value: np.ndarray | None, channels: int) -> np.ndarray:
+def bias_of(lowering: Lowering, node: Node, channels: int) -> np.ndarray:
+    """Return a convolution's bias, zeros where it has none."""
+    value = lowering.graph.constant(node.input(2))
     return np.zeros(channels, np.float32) if value is None else value.reshape(-1)
 
 

@@ -24,6 +24,7 @@ Emitter = Callable[["Lowering", Node], None]
 FLOAT32 = np.dtype(np.float32)
 EMITTERS: dict[str, Emitter] = {}
 PIXEL_EMITTERS: dict[str, Emitter] = {}
+PLANAR_EMITTERS: dict[str, Emitter] = {}
 
 
 def emits(*ops: str) -> Callable[[Emitter], Emitter]:
@@ -41,6 +42,16 @@ def emits_pixel(*ops: str) -> Callable[[Emitter], Emitter]:
 
     def register(emitter: Emitter) -> Emitter:
         PIXEL_EMITTERS.update(dict.fromkeys(ops, emitter))
+        return emitter
+
+    return register
+
+
+def emits_planar(*ops: str) -> Callable[[Emitter], Emitter]:
+    """Register the emitter of operators marked `planar`: whole planes, each of whole vectors."""
+
+    def register(emitter: Emitter) -> Emitter:
+        PLANAR_EMITTERS.update(dict.fromkeys(ops, emitter))
         return emitter
 
     return register
@@ -67,9 +78,11 @@ class Lowering:
         self.consumers = graph.consumers()
         self.byte_images: dict[str, tuple[str, float]] = {}
         self.pixel, self.homes, self.borders = layout.pixel, layout.homes, layout.borders
+        self.planar = layout.planar
         self.program = Program()
         self._pixels: dict[str, list[tuple[View, Border, bool]]] = {}
         self._together: dict[str, View] = {}
+        self._planes: dict[str, View] = {}
 
     def run(self) -> Program:
         """Lower every node and return the program.
@@ -84,7 +97,8 @@ class Lowering:
             program.views[name] = View(storage, kind.dtype, kind.shape, row_major(kind.shape))
         for node in self.graph.nodes:
             pixel = bool(node.outputs) and node.outputs[0] in self.pixel
-            emitter = (PIXEL_EMITTERS if pixel and node.op in PIXEL_EMITTERS else EMITTERS)[node.op]
+            table = PIXEL_EMITTERS if pixel and node.op in PIXEL_EMITTERS else EMITTERS
+            emitter = (PLANAR_EMITTERS if "planar" in node.attrs else table)[node.op]
             try:
                 emitter(self, node)
             except MALFORMED as error:
@@ -151,6 +165,8 @@ class Lowering:
             return self.program.views[name]
         if name in self.pixel:
             return self.program.views[name]
+        if name in self.planar:
+            return self._planar_view(name)
         if name in self.graph.outputs:
             place, offset = "output", self.graph.outputs.index(name)
         else:
@@ -159,6 +175,28 @@ class Lowering:
         size = kind.size_bytes + (ALIGNMENT if place == "arena" else 0)
         storage = self.program.allocate(max(size, 1), place, offset)
         return View(storage, kind.dtype, kind.shape, row_major(kind.shape))
+
+    def _planar_view(self, name: str) -> View:
+        """Return new memory for an image whose planes are whole vectors."""
+        kind = self.graph.types[name]
+        n, c, h, w = kind.shape
+        plane = -(-h * w // self.vector) * self.vector
+        # Kernels may read a vector behind the last plane.
+        storage = self.program.allocate(n * c * plane * 4 + ALIGNMENT)
+        return View(storage, kind.dtype, kind.shape, (c * plane, plane, w, 1))
+
+    def planar_of(self, name: str) -> View:
+        """Return an image whose planes are whole vectors, of aligned memory; copied once where it is not."""
+        view = self.program.views.get(name) or self.view(name)
+        _, c, h, w = view.shape
+        plane = -(-h * w // self.vector) * self.vector
+        place = self.program.storages[view.storage].place
+        if view.strides == (c * plane, plane, w, 1) and place == "arena":
+            return view
+        if name not in self._planes:
+            self._planes[name] = target = self._planar_view(name)
+            convert_to_plain(self, name, view, target)
+        return self._planes[name]
 
     def _border(self, name: str) -> Border:
         return self._pixels[name][0][1]

@@ -1,6 +1,6 @@
 /* Moves between `plain` (row-major) and `pixel` (channels last) float32, and borders of zeros.
  *
- *   fw_to_pixel(shape, x, y, tid, threads)    plain [image][channel][row][column] -> pixel
+ *   fw_to_pixel(shape, x, y, tid, threads)    plain [image][channel][row][column] -> pixel; its planes may lie apart
  *   fw_from_pixel(shape, x, y, tid, threads)  pixel -> plain
  *   fw_pad(shape, x, y, tid, threads)         pixel -> pixel with a border of zeros, for conv.h
  *
@@ -19,6 +19,7 @@ typedef struct fw_layout {
     int top, left, bottom, right;
     ptrdiff_t pixel_image, pixel_row, pixel_column;
     ptrdiff_t x_image, x_row; /* fw_pad only */
+    ptrdiff_t plane;          /* of the plain side: floats from a plane to the next, 0: rows * columns */
 } fw_layout;
 
 /* A square of VL x VL floats, transposed: from[i][j] -> to[j][i]. Only `height` rows and `width` columns of `from`
@@ -64,7 +65,7 @@ static inline void fw_interleave3(const float *restrict a, const float *restrict
 
 FW_NOINLINE void fw_to_pixel(const fw_layout *s, const float *x, float *y, int tid, int threads) {
     const int64_t rows = (int64_t)s->images * s->rows;
-    const ptrdiff_t plane = (ptrdiff_t)s->rows * s->columns;
+    const ptrdiff_t plane = s->plane ? s->plane : (ptrdiff_t)s->rows * s->columns;
     for (int64_t i = rows * tid / threads; i < rows * (tid + 1) / threads; i++) {
         const int image = (int)(i / s->rows), row = (int)(i % s->rows);
         const float *from = x + image * s->channels * plane + (ptrdiff_t)row * s->columns;
@@ -89,7 +90,7 @@ FW_NOINLINE void fw_to_pixel(const fw_layout *s, const float *x, float *y, int t
 
 FW_NOINLINE void fw_from_pixel(const fw_layout *s, const float *x, float *y, int tid, int threads) {
     const int64_t rows = (int64_t)s->images * s->rows;
-    const ptrdiff_t plane = (ptrdiff_t)s->rows * s->columns;
+    const ptrdiff_t plane = s->plane ? s->plane : (ptrdiff_t)s->rows * s->columns;
     for (int64_t i = rows * tid / threads; i < rows * (tid + 1) / threads; i++) {
         const int image = (int)(i / s->rows), row = (int)(i % s->rows);
         const float *from = x + image * s->pixel_image + row * s->pixel_row;

@@ -1,5 +1,5 @@
-/* Depthwise convolution of planar float32 (the ONNX order), for regions of a network that sparse.h keeps planar. The vectors
- * run over the pixels of a row.
+/* Depthwise convolution of planar float32, for regions of a network that sparse.h keeps planar. The vectors run over
+ * the pixels of a row.
  *
  *   y[i][c][r][o] = EPILOGUE(bias[c] + sum over ty, tx of
  *                            x[i][c][r * S - pad_top + ty][o * S - pad_left + tx] * weight[c][ty][tx])
@@ -8,10 +8,14 @@
  * FW_DEFINE_PLANAR_DEPTHWISE(name, KH, KW, S, R, EPILOGUE) defines
  *   static void name(const fw_planar *shape, const float *x, const float *w, const float *bias, const float *aux,
  *                    float *y, int tid, int threads);
+ *   static inline void name##_plane(const fw_planar *shape, const float *x, const float *w, float bias,
+ *                                   const float *aux, float *y);      one channel of one image
  *   KH, KW, S  kernel and stride (1 or 2) of both axes, literals
- *   R          output rows made together, which share the loads of their input rows: R + KH * KW + 2 registers, 7 for 3x3 (a divisor of the rows is best)
+ *   R          output rows made together, which share the loads of their input rows: R + KH * KW + 2 registers, 7 or 14
+ *              for 3x3 (a divisor of the rows is best)
  *   EPILOGUE   macro (v, r, aux) -> vf as in conv.h, r being zero and aux pointing at this channel's entry
- * Weights as in the graph, [c][KH][KW]; bias float32 [c]. Nothing is read outside x. Planes are split over the threads. */
+ * Rows lie right behind each other, planes x_plane and y_plane floats apart. Weights as in the graph, [c][KH][KW]; bias
+ * float32 [c]. Nothing is read outside a plane. Planes are split over the threads. */
 #ifndef FW_PLANAR_H
 #define FW_PLANAR_H
 
@@ -19,7 +23,8 @@
 
 typedef struct fw_planar {
     int images, channels, rows, columns;        /* of the output */
-    int in_rows, in_columns, pad_top, pad_left;
+    int in_rows, in_columns, pad_top, pad_left, taps; /* taps: of the kernel */
+    ptrdiff_t x_plane, y_plane;                 /* floats; an image is `channels` planes */
 } fw_planar;
 
 /* Which of the 2 * VL columns from some column on lie inside the image. */
@@ -71,14 +76,15 @@ FW_INLINE void fw_planar_taps(const float *from, const fw_planar_span *spans, co
     FW_INLINE void name##_tile(const fw_planar *s, const float *x, const vf *wv, float bias, const float *aux,        \
                                float *y, int row, int column, const int rows, const int edge) {                       \
         const int left = column * (S) - s->pad_left, top = row * (S) - s->pad_top;                                     \
-        const float *from = x + (ptrdiff_t)top * s->in_columns + left;                                                 \
+        const int in_rows = s->in_rows, in_columns = s->in_columns, columns = s->columns;                              \
+        const float *from = x + (ptrdiff_t)top * in_columns + left;                                                    \
         fw_planar_span spans[KW];                                                                                      \
         vf acc[R];                                                                                                     \
-        (void)aux;                                                                                                     \
-        FW_UNROLL for (int t = 0; t < (KW); t++) spans[t] = fw_planar_inside(left + t, s->in_columns);                 \
+        (void)aux, (void)in_rows;                                                                                      \
+        FW_UNROLL for (int t = 0; t < (KW); t++) spans[t] = fw_planar_inside(left + t, in_columns);                    \
         FW_UNROLL for (int r = 0; r < rows; r++) acc[r] = vf_set(bias);                                                \
-        FW_UNROLL for (int j = 0; j < (rows - 1) * (S) + (KH); j++, from += s->in_columns) {                           \
-            if (!edge || (top + j >= 0 && top + j < s->in_rows)) {                                                     \
+        FW_UNROLL for (int j = 0; j < (rows - 1) * (S) + (KH); j++, from += in_columns) {                              \
+            if (!edge || (top + j >= 0 && top + j < in_rows)) {                                                        \
                 vf taps[KW];                                                                                           \
                 fw_planar_taps(from, spans, (KW), (S), taps);                                                          \
                 FW_UNROLL for (int t = 0; t < (KW); t++) {                                                             \
@@ -92,33 +98,34 @@ FW_INLINE void fw_planar_taps(const float *from, const fw_planar_span *spans, co
         FW_UNROLL for (int r = 0; r < rows; r++) {                                                                     \
             const vf zero = vf_zero(), out = EPILOGUE(acc[r], zero, aux);                                              \
             (void)zero;                                                                                                \
-            fw_store_part(y + (ptrdiff_t)(row + r) * s->columns + column, out, fw_smaller(VL, s->columns - column));   \
+            fw_store_part(y + (ptrdiff_t)(row + r) * columns + column, out, fw_smaller(VL, columns - column));         \
+        }                                                                                                              \
+    }                                                                                                                  \
+    FW_INLINE void name##_plane(const fw_planar *s, const float *x, const float *w, float bias, const float *aux,     \
+                                float *y) {                                                                           \
+        const int room = s->in_rows + s->pad_top - ((R) - 1) * (S) - (KH), columns = s->columns;                       \
+        int row = 0;                                                                                                   \
+        vf wv[(KH) * (KW)];                                                                                            \
+        FW_UNROLL for (int i = 0; i < (KH) * (KW); i++) wv[i] = vf_set(w[i]);                                          \
+        for (; row + (R) <= s->rows; row += (R)) {                                                                     \
+            const int edge = row * (S) < s->pad_top || row * (S) > room;                                               \
+            for (int column = 0; column < columns; column += VL) {                                                     \
+                if (edge) name##_tile(s, x, wv, bias, aux, y, row, column, (R), 1);                                    \
+                else name##_tile(s, x, wv, bias, aux, y, row, column, (R), 0);                                         \
+            }                                                                                                          \
+        }                                                                                                              \
+        for (; row < s->rows; row++) {                                                                                 \
+            for (int column = 0; column < columns; column += VL)                                                       \
+                name##_tile(s, x, wv, bias, aux, y, row, column, 1, 1);                                                \
         }                                                                                                              \
     }                                                                                                                  \
     FW_NOINLINE void name(const fw_planar *shape, const float *x, const float *w, const float *bias,                  \
                           const float *aux, float *y, int tid, int threads) {                                         \
-        const int planes = shape->images * shape->channels;                                                            \
-        for (int plane = (int)((int64_t)planes * tid / threads); plane < (int)((int64_t)planes * (tid + 1) / threads); \
-             plane++) {                                                                                                \
-            const int c = plane % shape->channels;                                                                     \
-            const float *from = x + (ptrdiff_t)plane * shape->in_rows * shape->in_columns;                             \
-            const float *add = aux ? aux + c : aux;                                                                    \
-            float *to = y + (ptrdiff_t)plane * shape->rows * shape->columns;                                           \
-            vf wv[(KH) * (KW)];                                                                                        \
-            FW_UNROLL for (int i = 0; i < (KH) * (KW); i++) wv[i] = vf_set(w[c * (KH) * (KW) + i]);                    \
-            const int room = shape->in_rows + shape->pad_top - ((R) - 1) * (S) - (KH);                                 \
-            int row = 0;                                                                                               \
-            for (; row + (R) <= shape->rows; row += (R)) {                                                             \
-                const int edge = row * (S) < shape->pad_top || row * (S) > room;                                       \
-                for (int column = 0; column < shape->columns; column += VL) {                                          \
-                    if (edge) name##_tile(shape, from, wv, bias[c], add, to, row, column, (R), 1);                     \
-                    else name##_tile(shape, from, wv, bias[c], add, to, row, column, (R), 0);                          \
-                }                                                                                                      \
-            }                                                                                                          \
-            for (; row < shape->rows; row++) {                                                                         \
-                for (int column = 0; column < shape->columns; column += VL)                                            \
-                    name##_tile(shape, from, wv, bias[c], add, to, row, column, 1, 1);                                 \
-            }                                                                                                          \
+        const int64_t planes = (int64_t)shape->images * shape->channels;                                               \
+        for (int64_t plane = planes * tid / threads; plane < planes * (tid + 1) / threads; plane++) {                  \
+            const int c = (int)(plane % shape->channels);                                                              \
+            name##_plane(shape, x + plane * shape->x_plane, w + c * (KH) * (KW), bias[c], aux ? aux + c : aux,         \
+                         y + plane * shape->y_plane);                                                                  \
         }                                                                                                              \
     }
 

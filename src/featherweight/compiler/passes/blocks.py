@@ -16,6 +16,9 @@ from featherweight.compiler.tiles import depthwise_outputs
 MAP_BYTES = 2**20
 """Maps below this stay in a second-level cache between two layers."""
 
+SPARSE_MAP_BYTES = 2**20
+"""The same for the map behind a sparse layer, which reads its input more often where it is joined."""
+
 
 def fuse_blocks(graph: Graph) -> None:
     """Replace the convolutions of each such block by one `Block`, in place of the last."""
@@ -51,6 +54,25 @@ def fuse_blocks(graph: Graph) -> None:
         for part in (expand, node):
             if part is not None:
                 graph.nodes.remove(part)
+
+
+def fuse_sparse_blocks(graph: Graph) -> None:
+    """Join each sparse layer and the depthwise one that alone reads it to a `SparseBlock`.
+
+    Only where the map between them overflows the cache.
+    """
+    for node in list(graph.nodes):
+        if node.attrs.get("planar") != "depthwise" or node.op != "Conv":
+            continue
+        expand = graph.producers().get(node.inputs[0])
+        if expand is None or expand.attrs.get("planar") != "sparse" or _residual(graph, expand):
+            continue
+        alone = len(graph.consumers()[node.inputs[0]]) == 1 and node.inputs[0] not in graph.outputs
+        if alone and graph.types[node.inputs[0]].size_bytes >= SPARSE_MAP_BYTES:
+            attrs = {"expand": expand, "depthwise": node, "planar": "block"}
+            block = Node("SparseBlock", node.name, [expand.inputs[0]], list(node.outputs), attrs)
+            graph.nodes[graph.nodes.index(node)] = block
+            graph.nodes.remove(expand)
 
 
 def _is_pointwise(graph: Graph, node: Node) -> bool:

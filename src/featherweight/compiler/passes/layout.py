@@ -53,8 +53,10 @@ def choose_layout(graph: Graph) -> frozenset[str]:
     pixel: set[str] = set()
     consumers = graph.consumers()
     for node in graph.nodes:
-        if node.op == "Conv":
-            chosen = is_pixel_conv(graph, node) and "planar" not in node.attrs
+        if "planar" in node.attrs:
+            chosen = False
+        elif node.op == "Conv":
+            chosen = is_pixel_conv(graph, node)
         elif node.op == "Block":
             chosen = True
         elif node.op in INTEGER:
@@ -147,8 +149,13 @@ def plan_homes(graph: Graph, pixel: frozenset[str]) -> dict[str, tuple[str, int]
 
 def is_depthwise(graph: Graph, node: Node) -> bool:
     """Say whether every channel is convolved with one filter of its own."""
-    shape, filters = graph.shape(node.inputs[0]), graph.shape(node.inputs[1])
-    return node.attrs.get("group", 1) == shape[1] == filters[0] and shape[1] > 1
+    return depth_multiplier(graph, node) == 1
+
+
+def depth_multiplier(graph: Graph, node: Node) -> int:
+    """Return how many filters of its own every channel has, 0 where filters read several channels."""
+    channels, filters = graph.shape(node.inputs[0])[1], graph.shape(node.inputs[1])[0]
+    return filters // channels if node.attrs.get("group", 1) == channels > 1 else 0
 
 
 def wanted_borders(
@@ -158,7 +165,7 @@ def wanted_borders(
     borders: dict[str, Border] = {}
     producers = graph.producers()
     for node in graph.nodes:
-        if node.op != "Conv" or node.outputs[0] not in pixel or is_depthwise(graph, node):
+        if node.op != "Conv" or node.outputs[0] not in pixel or depth_multiplier(graph, node):
             continue
         border = conv_border(graph, node)
         old = borders.get(node.inputs[0], NO_BORDER)

@@ -1,49 +1,180 @@
-"""Find 1x1 convolutions with mostly zero weights, and the depthwise ones between them: they run row-major.
+"""Choose the planar regions: 1x1 convolutions with mostly zero weights, and the layers between them.
 
-Such a node gets the attribute `planar`: "sparse" or "depthwise".
+There activations lie channel by channel and vectors run over pixels. A node of such a region gets the
+attribute `planar`: "sparse", "dense", "depthwise", "group" or "pool". Which nodes do is a minimum cut: every
+layer has a cost in either layout, every tensor between two layouts that of its conversion ("Fast Sparse
+ConvNets", Elsen et al., 2019: activations stay channel-first from the stem to the pool).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import numpy as np
 
 from featherweight.compiler.graph import Graph, Node
-from featherweight.compiler.passes.layout import conv_border, is_depthwise, is_pixel_conv
+from featherweight.compiler.pack_sparse import plan_stripes
+from featherweight.compiler.passes.cut import cheapest_labels
+from featherweight.compiler.passes.layout import FOLLOWERS, conv_border, is_depthwise, is_pixel_conv
+from featherweight.compiler.tiles import registers
+from featherweight.compiler.vector_expressions import is_vector
 
-MIN_ZEROS = 0.7
-"""Share of zeros from which a walk over the others beats the dense kernel."""
+MIN_ZEROS = 0.2
+"""Networks without a layer of more zeros are not looked at."""
 
-MIN_PIXELS, MAX_TAPS = 16, 25
+MIN_PIXELS, MAX_TAPS, MAX_COLUMNS = 16, 25, 256
 
+PIXEL_CYCLES = 1.07
+"""Cycles of a vector's multiply-add in a dense product, channels last; measured, as are those below."""
 
-def mark_planar(graph: Graph) -> None:
-    """Mark the nodes in place: after element-wise operators are grouped, before they join convolutions."""
-    producers = graph.producers()
-    for node in graph.nodes:
-        if node.op != "Conv" or not is_pixel_conv(graph, node):
-            continue
-        if _is_sparse(graph, node):
-            node.attrs = {**node.attrs, "planar": "sparse"}
-        elif is_depthwise(graph, node) and _fits_planar(graph, node):
-            source = producers.get(node.inputs[0])
-            while source is not None and source.op == "Group":
-                computed = [name for name in source.inputs if graph.constant(name) is None]
-                source = producers.get(computed[0]) if len(computed) == 1 else None
-            if source is not None and "planar" in source.attrs:
-                node.attrs = {**node.attrs, "planar": "depthwise"}
+PIXEL_DEPTHWISE_CYCLES, PLANAR_DEPTHWISE_CYCLES = 2.0, 1.6
+GATHER_CYCLES, ELEMENT_CYCLES, CONVERT_CYCLES = 2.5, 2.0, 27.0
+"""A vector gathered for the first layer, one through a vector loop, and one moved to the other layout."""
 
 
-def _is_sparse(graph: Graph, node: Node) -> bool:
+def mark_planar(graph: Graph, vector: int, measured: Mapping[str, float] | None = None) -> None:
+    """Mark the nodes in place: after element-wise operators are grouped, before they join convolutions.
+
+    Args:
+        graph: the network.
+        vector: floats of a vector register of the target.
+        measured: cycles of layers that were timed, by `layer_key`.
+    """
+    sparse = [node for node in graph.nodes if is_pointwise(graph, node)]
+    if not any(zeros_of(graph, node) >= MIN_ZEROS for node in sparse):
+        return
+    kinds = {id(node): _kind(graph, node) for node in graph.nodes}
+    nodes = {id(node): node for node in graph.nodes if kinds[id(node)]}
+    costs = {
+        number: [
+            _cost(graph, node, "", vector, measured or {}),
+            _cost(graph, node, kinds[number], vector, measured or {}),
+        ]
+        for number, node in nodes.items()
+    }
+    edges = _edges(graph, nodes, costs, vector)
+    chosen = cheapest_labels({number: (pair[0], pair[1]) for number, pair in costs.items()}, edges)
+    for number in chosen:
+        nodes[number].attrs = {**nodes[number].attrs, "planar": kinds[number]}
+
+
+def planar_tensors(graph: Graph) -> frozenset[str]:
+    """Return the tensors whose planes are whole vectors."""
+    marked = [node for node in graph.nodes if node.attrs.get("planar") not in (None, "pool")]
+    return frozenset(name for node in marked for name in node.outputs if name)
+
+
+def is_pointwise(graph: Graph, node: Node) -> bool:
+    """Say whether a node is a dense-layout 1x1 convolution of a whole map, which could run sparse."""
+    if node.op != "Conv" or not is_pixel_conv(graph, node):
+        return False
     weight = graph.constants[node.inputs[1]]
     plain = weight.shape[2:] == (1, 1) and node.attrs.get("group", 1) == 1
     if not plain or set(node.attrs.get("strides") or [1]) != {1} or any(conv_border(graph, node)):
         return False
-    pixels = math.prod(graph.shape(node.inputs[0])[2:])
-    # Whole vectors behind the last plane are read, which a caller's memory need not have.
-    return pixels >= MIN_PIXELS and node.inputs[0] not in graph.inputs and (weight == 0).mean() >= MIN_ZEROS
+    return math.prod(graph.shape(node.inputs[0])[2:]) >= MIN_PIXELS
 
 
-def _fits_planar(graph: Graph, node: Node) -> bool:
-    strides, dilations = set(node.attrs.get("strides") or [1]), set(node.attrs.get("dilations") or [1])
-    taps = math.prod(graph.shape(node.inputs[1])[2:])
-    return strides in ({1}, {2}) and dilations == {1} and taps <= MAX_TAPS
+def zeros_of(graph: Graph, node: Node) -> float:
+    """Return the share of zeros of a convolution's weights."""
+    return float((graph.constants[node.inputs[1]] == 0).mean())
+
+
+def layer_key(graph: Graph, node: Node, vector: int) -> str:
+    """Return what names a 1x1 layer's shape in the cache of measured times."""
+    filters, channels = graph.shape(node.inputs[1])[:2]
+    n, _, h, w = graph.shape(node.inputs[0])
+    return f"1x1-{vector}-{n}x{channels}x{filters}x{h}x{w}"
+
+
+def _kind(graph: Graph, node: Node) -> str:
+    """Return how a node would run in a planar region, the empty string where it cannot."""
+    if node.op == "Conv" and is_pixel_conv(graph, node):
+        if is_pointwise(graph, node):
+            return "sparse"
+        strides = set(node.attrs.get("strides") or [1])
+        if strides not in ({1}, {2}) or set(node.attrs.get("dilations") or [1]) != {1}:
+            return ""
+        filters, depth, *kernel = graph.shape(node.inputs[1])
+        if is_depthwise(graph, node):
+            return "depthwise" if math.prod(kernel) <= MAX_TAPS else ""
+        few = depth * math.prod(kernel) <= MAX_COLUMNS and math.prod(kernel) <= MAX_TAPS
+        large = math.prod(graph.shape(node.outputs[0])[2:]) >= MIN_PIXELS
+        return "dense" if few and large and node.attrs.get("group", 1) == 1 and filters >= 4 else ""
+    if not _is_map(graph, node.outputs[0]) and not _is_map(graph, node.input(0)):
+        return ""
+    if node.op == "Group" and is_vector(graph, node.attrs["body"]) and _is_map(graph, node.outputs[0]):
+        images = all(len(graph.shape(name)) in (0, 4) or graph.types[name].size == 1 for name in node.inputs)
+        return "group" if images else ""
+    mean = node.op == "GlobalAveragePool" or (
+        node.op == "ReduceMean" and bool(node.attrs.get("keepdims", 1)) and _axes(graph, node) == {2, 3}
+    )
+    return "pool" if mean and _is_map(graph, node.input(0)) else ""
+
+
+def _axes(graph: Graph, node: Node) -> set[int]:
+    value = graph.constant(node.input(1)) if node.input(1) else np.array(node.attrs.get("axes") or [])
+    return set() if value is None else {int(axis) % 4 for axis in value.reshape(-1)}
+
+
+def _is_map(graph: Graph, name: str) -> bool:
+    """Say whether a tensor is a float32 image of some size."""
+    kind = graph.types.get(name)
+    return (
+        kind is not None
+        and len(kind.shape) == 4
+        and kind.dtype == np.float32
+        and math.prod(kind.shape[2:]) >= MIN_PIXELS
+    )
+
+
+def _cost(graph: Graph, node: Node, kind: str, vector: int, measured: Mapping[str, float]) -> float:
+    """Return the cycles of a node: in a planar region where `kind` is given, else channels last."""
+    n, filters, rows, columns = graph.shape(node.outputs[0])
+    pixels = n * rows * columns
+    if node.op != "Conv":
+        return graph.types[node.inputs[0]].size / vector * ELEMENT_CYCLES
+    weight = graph.constants[node.inputs[1]]
+    taps = math.prod(weight.shape[2:])
+    blocks = -(-filters // vector)
+    if kind == "sparse":
+        plan = plan_stripes(weight[:, :, 0, 0], -(-rows * columns // vector), vector, registers(vector))
+        factor = measured.get(f"{layer_key(graph, node, vector)}-sparse", 1.0)
+        return n * plan.cycles * factor
+    if kind == "depthwise":
+        return n * filters * rows * -(-columns // vector) * taps * PLANAR_DEPTHWISE_CYCLES
+    if kind == "dense":
+        gathered = n * weight.shape[1] * rows * -(-columns // vector) * taps * GATHER_CYCLES
+        return pixels * weight.size / vector * PIXEL_CYCLES + gathered
+    if is_depthwise(graph, node):
+        return pixels * blocks * taps * PIXEL_DEPTHWISE_CYCLES
+    factor = (
+        measured.get(f"{layer_key(graph, node, vector)}-dense", 1.0) if is_pointwise(graph, node) else 1.0
+    )
+    return pixels * blocks * weight.shape[1] * taps * PIXEL_CYCLES * factor
+
+
+def _edges(
+    graph: Graph, nodes: Mapping[int, Node], costs: dict[int, list[float]], vector: int
+) -> list[tuple[int, int, float]]:
+    """Return the tensors between nodes of a choice; add conversions from and to other nodes to `costs`."""
+    producers = graph.producers()
+    edges: list[tuple[int, int, float]] = []
+    for node in graph.nodes:
+        for name in dict.fromkeys(node.inputs):
+            if not name or graph.constant(name) is not None or not _is_map(graph, name):
+                continue
+            price = graph.types[name].size / vector * CONVERT_CYCLES
+            producer = producers.get(name)
+            made, read = producer is not None and id(producer) in nodes, id(node) in nodes
+            if made and read:
+                edges.append((id(producer), id(node), price))
+            elif read:
+                # The file's inputs and what plain operators make lie row-major.
+                follows = producer is not None and (producer.op in FOLLOWERS or producer.op == "Conv")
+                costs[id(node)][1 if follows else 0] += price
+            elif made:
+                follows = node.op in FOLLOWERS or node.op == "Conv"
+                costs[id(producer)][1 if follows else 0] += price
+    return edges
