@@ -69,12 +69,11 @@ def selective_scan(
         method = "triton" if u.is_cuda and _has_triton() else "chunked"
     dtype = torch.promote_types(u.dtype, torch.float32)
     given = [tensor.to(dtype) for tensor in (u, delta, a, b, c)]
+    skip = None if skip is None else skip.to(dtype)
+    if method == "chunked" and u.is_cpu and not _capturing():
+        return selective_scan_segments.scan(*given, skip, reverse).to(u.dtype)
     y = _implementation(method)(*given, reverse)
-    if skip is not None:
-        # In place where it can be: a fresh sequence costs more than the arithmetic.
-        add = torch.addcmul if _capturing() else Tensor.addcmul_
-        y = add(y, given[0], skip.to(dtype))
-    return y.to(u.dtype)
+    return (y if skip is None else torch.addcmul(y, given[0], skip)).to(u.dtype)
 
 
 def linear_scan(decay: Tensor, drive: Tensor, reverse: bool = False) -> Tensor:
@@ -149,8 +148,6 @@ def _decay_and_drive(u: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> tuple[Te
 
 
 def _chunked(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, reverse: bool) -> Tensor:
-    if u.is_cpu and not _capturing():
-        return selective_scan_segments.scan(u, delta, a, b, c, reverse)
     decay, drive = _decay_and_drive(u, delta, a, b)
     states = linear_scan(decay.flatten(2), drive.flatten(2), reverse)
     if a.shape[1] == 1:

@@ -20,26 +20,25 @@ NUMBERS = 2**17
 """States of one segment: half a MiB, of which a core's second cache holds a few."""
 
 
-def scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, reverse: bool = False) -> Tensor:
+def scan(
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, reverse: bool = False
+) -> Tensor:
     """Run the selective scan; shapes as in `featherweight.blocks.selective_scan.selective_scan`."""
-    return _Scan.apply(reverse, u, delta, a, b, c)
+    return _Scan.apply(reverse, u, delta, a, b, c, skip)
 
 
 class _Scan(torch.autograd.Function):
     """Forward and backward pass, segment by segment."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, reverse: bool, *tensors: Tensor) -> Tensor:
-        u, delta, a, b, c = tensors
+    def forward(ctx: torch.autograd.function.FunctionCtx, reverse: bool, *tensors: Tensor | None) -> Tensor:
+        u, delta, a, b, c, skip = tensors
         y, state = torch.empty_like(u), u.new_zeros(u.shape[0], a.numel())
-        entering = []
+        entering, room = [], _Room(u, a)
         for part in _segments(u, a, reverse):
             entering.append(state)
-            _, states, state = _states(u[:, part], delta[:, part], a, b[:, part], state, reverse)
-            if states.shape[2] == 1:
-                torch.mul(states[:, :, 0], c[:, part], out=y[:, part])
-            else:
-                torch.sum(states * c[:, part].unsqueeze(3), 2, out=y[:, part])
+            inputs = u[:, part], delta[:, part], a, b[:, part], c[:, part], skip
+            state = _write_outputs(y[:, part], inputs, state, reverse, room)
         ctx.save_for_backward(*tensors, *entering)
         ctx.reverse = reverse
         return y
@@ -47,7 +46,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, delta, a, b, c, *entering = ctx.saved_tensors
+        u, delta, a, b, c, skip, *entering = ctx.saved_tensors
         grads = [torch.empty_like(u), torch.empty_like(delta), torch.zeros_like(a)]
         grads += [torch.empty_like(b), torch.empty_like(c)]
         flow = torch.zeros_like(entering[0])  # gradient of the state that leaves the segment
@@ -60,7 +59,31 @@ class _Scan(torch.autograd.Function):
                     target += value
                 else:
                     target[:, part] = value
-        return None, *grads
+        if skip is None:
+            return None, *grads, None
+        grads[0].addcmul_(grad, skip)
+        return None, *grads, (grad * u).sum((0, 1))
+
+
+class _Room:
+    """Memory for the decays and states of a segment, used again by the next: fresh memory costs too much.
+
+    It lies step by step, so that one step of all chunks is one run of numbers.
+    """
+
+    def __init__(self, u: Tensor, a: Tensor) -> None:
+        self.like = u
+        self.width = a.shape[::-1]
+        self.kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def tensors(self, chunks: int, size: int) -> tuple[Tensor, Tensor]:
+        """Return two tensors `(B, chunks, size, N, D)`."""
+        if (chunks, size) not in self.kept:
+            shape = size, self.like.shape[0], chunks, *self.width
+            self.kept = {
+                (chunks, size): tuple(self.like.new_empty(shape).permute(1, 2, 0, 3, 4) for _ in range(2))
+            }
+        return self.kept[chunks, size]
 
 
 def _segments(u: Tensor, a: Tensor, reverse: bool) -> list[slice]:
@@ -76,39 +99,76 @@ def _chunk_size(tokens: float) -> int:
     return max(1, math.isqrt(int(tokens) // 2))
 
 
+def _write_outputs(y: Tensor, inputs: Sequence[Tensor], state: Tensor, reverse: bool, room: _Room) -> Tensor:
+    """Scan one segment into `y`, `(B, S, D)`; return the state `(B, N D)` after it."""
+    length = y.shape[1]
+    size = _chunk_size(length)
+    missing = -length % size
+    if missing:
+        # Steps of length 0 at the end: they keep everything and write nothing.
+        padded = (inputs[i] if i in (2, 5) else F.pad(inputs[i], (0, 0, 0, missing)) for i in range(6))
+        whole = y.new_empty(y.shape[0], length + missing, y.shape[2])
+        state = _write_outputs(whole, tuple(padded), state, reverse, room)
+        y.copy_(whole[:, :length])
+        return state
+    u, delta, a, b, c, skip = inputs
+    y, u, delta, b, c = (x.view(len(x), -1, size, x.shape[2]) for x in (y, u, delta, b, c))
+    decay, states = room.tensors(length // size, size)
+    torch.mul(delta.unsqueeze(3), a.t(), out=decay).exp_()
+    if states.shape[3] == 1:
+        torch.mul(delta, u, out=states[:, :, :, 0]).mul_(b)
+    else:
+        torch.mul((delta * u).unsqueeze(3), b.unsqueeze(4), out=states)
+    state = _advance(decay.flatten(3), states.flatten(3), state, reverse)
+    if states.shape[3] > 1:
+        torch.sum(states.mul_(c.unsqueeze(4)), 3, out=y)
+    else:
+        torch.mul(states[:, :, :, 0], c, out=y)
+    if skip is not None:
+        y.addcmul_(u, skip)
+    return state
+
+
+def _advance(decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> Tensor:
+    """Turn what each token writes, `(B, chunks, size, W)`, into states, in place; return the last one."""
+    order = slice(None, None, -1 if reverse else 1)
+    keeps, writes = decay.unbind(2)[order], drive.unbind(2)[order]  # each (B, chunks, W)
+    end = writes[0].clone()
+    for keep, write in zip(keeps[1:], writes[1:], strict=True):
+        torch.addcmul(write, keep, end, out=end)
+    kept = decay.prod(2)
+    batch, chunks, width = end.shape
+    entering = end.new_empty(batch, chunks + 1, width)  # the state before each chunk, and after the last
+    places = entering.unbind(1)[order]
+    places[0].copy_(state)
+    for index, (keep, last) in enumerate(zip(kept.unbind(1)[order], end.unbind(1)[order], strict=True)):
+        torch.addcmul(last, keep, places[index], out=places[index + 1])
+    previous = entering[:, 1:] if reverse else entering[:, :-1]
+    for keep, write in zip(keeps, writes, strict=True):
+        previous = write.addcmul_(keep, previous)
+    return places[-1].clone()
+
+
 def _states(
     u: Tensor, delta: Tensor, a: Tensor, b: Tensor, state: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return decays and states of a segment, both `(B, S, N, D)`, and the state `(B, N D)` after it."""
+) -> tuple[Tensor, Tensor]:
+    """Return decays and states of a segment, both `(B, S, N, D)`."""
     decay = (delta.unsqueeze(2) * a.t()).exp_()
     drive = (delta * u).unsqueeze(2) * b.unsqueeze(3)
-    states, state = _advance(decay.flatten(2), drive.flatten(2), state, reverse)
-    return decay, states.unflatten(2, decay.shape[2:]), state
+    states = _advance_tokens(decay.flatten(2), drive.flatten(2), state, reverse)
+    return decay, states.unflatten(2, decay.shape[2:])
 
 
-def _advance(decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-    """Turn what each token writes, `(B, S, W)`, into states, in place; return them and the last one."""
+def _advance_tokens(decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> Tensor:
+    """Turn what each token writes, `(B, S, W)`, into states; the memory of `drive` is used."""
     length = drive.shape[1]
     size = _chunk_size(length)
     missing = -length % size
     if missing:
         # Tokens that keep everything and write nothing.
         decay, drive = F.pad(decay, (0, 0, 0, missing), value=1.0), F.pad(drive, (0, 0, 0, missing))
-    order = slice(None, None, -1 if reverse else 1)
-    decay, chunked = (x.unflatten(1, (-1, size)) for x in (decay, drive))
-    keeps, writes = decay.unbind(2)[order], chunked.unbind(2)[order]  # each (B, chunks, W)
-    end = writes[0]
-    for keep, write in zip(keeps[1:], writes[1:], strict=True):
-        end = torch.addcmul(write, keep, end)
-    kept = decay.prod(2)
-    entering = []
-    for keep, last in zip(kept.unbind(1)[order], end.unbind(1)[order], strict=True):
-        entering.append(state)
-        state = torch.addcmul(last, keep, state)
-    previous = torch.stack(entering[order], 1)
-    for keep, write in zip(keeps, writes, strict=True):
-        previous = write.addcmul_(keep, previous)
-    return drive[:, :length], state
+    _advance(decay.unflatten(1, (-1, size)), drive.unflatten(1, (-1, size)), state, reverse)
+    return drive[:, :length]
 
 
 def _segment_grads(
@@ -116,11 +176,12 @@ def _segment_grads(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the five inputs, and of the state `(B, N D)` that entered the segment."""
     u, delta, a, b, c = inputs
-    decay, states, _ = _states(u, delta, a, b, state, reverse)
+    decay, states = _states(u, delta, a, b, state, reverse)
     ends = torch.ones_like(decay[:, :1])
     # A state's gradient is its share of the output plus what the next state kept of it.
     later = torch.cat((ends, decay[:, :-1]) if reverse else (decay[:, 1:], ends), 1)
-    inflow, _ = _advance(later.flatten(2), (grad.unsqueeze(2) * c.unsqueeze(3)).flatten(2), flow, not reverse)
+    inflow = (grad.unsqueeze(2) * c.unsqueeze(3)).flatten(2)
+    inflow = _advance_tokens(later.flatten(2), inflow, flow, not reverse)
     inflow = inflow.unflatten(2, decay.shape[2:])  # (B, S, N, D)
     start = state.unflatten(1, decay.shape[2:]).unsqueeze(1)
     earlier = torch.cat((states[:, 1:], start) if reverse else (start, states[:, :-1]), 1)
