@@ -20,8 +20,11 @@ from featherweight.compiler.program import StepWriter
 from featherweight.compiler.tiles import depthwise_outputs
 from featherweight.compiler.windows import Window, conv_window
 
-SCRATCH_BYTES = 2**18
-"""What lies between the layers of a strip: well inside a second-level cache of 1 or 2 MB."""
+SCRATCH_BYTES = 5 * 2**17
+"""What lies between the layers of a strip: a third of a second-level cache of 2 MB, where that gains most."""
+
+MOST_ROWS = 8
+"""More rows of a strip share too few lines of its band to matter."""
 
 
 def _pointwise(
@@ -104,7 +107,7 @@ def strip_rows(window: Window, step: int, expands: bool) -> int:
         band = (count - 1) * window.strides[0] + reach if expands else 0
         return (band * window.inputs[1] + count * window.outputs[1]) * step * 4
 
-    while rows < window.outputs[0] and size(rows + 1) <= SCRATCH_BYTES:
+    while rows < min(window.outputs[0], MOST_ROWS) and size(rows + 1) <= SCRATCH_BYTES:
         rows += 1
     return rows
 

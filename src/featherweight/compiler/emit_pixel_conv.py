@@ -8,11 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from featherweight.compiler.conv_parts import Epilogue, depthwise_parts, initialiser, lanes_of, product_parts
+from featherweight.compiler.conv_parts import (
+    Epilogue,
+    depthwise_parts,
+    headers,
+    initialiser,
+    lanes_of,
+    product_parts,
+)
 from featherweight.compiler.emit_pixel import pixel_strides
 from featherweight.compiler.graph import Node
 from featherweight.compiler.lower import Lowering, emits, emits_pixel
-from featherweight.compiler.passes.layout import conv_border, is_depthwise
+from featherweight.compiler.passes.layout import conv_border, depth_multiplier
 from featherweight.compiler.program import Operand, StepWriter, View
 from featherweight.compiler.tiles import depthwise_outputs
 from featherweight.compiler.windows import Window, conv_window
@@ -24,12 +31,34 @@ def emit_pixel_conv(lowering: Lowering, node: Node) -> None:
     graph = lowering.graph
     shape, outputs = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
     window = conv_window(node.attrs, graph.shape(node.inputs[1])[2:], shape[2:], outputs[2:])
-    if is_depthwise(graph, node):
+    if depth_multiplier(graph, node):
         most = depthwise_outputs(window.kernel[1], window.strides[1], window.dilations[1], lowering.vector)
         if most:
             _emit_depthwise(lowering, node, window, most)
             return
     _emit_dense(lowering, node, window)
+
+
+def _repeated(lowering: Lowering, name: str, times: int) -> View:
+    """Emit a step that writes every channel `times` times side by side: one for each of its filters."""
+    source = lowering.pixel_of(name)
+    n, channels, h, w = source.shape
+    target = lowering.pixel_view((n, channels * times, h, w))
+    headers(lowering, "repeat.h")
+    writer = lowering.start(Node("Repeat", f"{name} {times} times", [name], [name]), "layout")
+    x, y = writer.pointer(source), writer.pointer(target, writes=True)
+    fields = {
+        "images": n,
+        "rows": h,
+        "columns": w,
+        "times": times,
+        "vectors": target.strides[3] // lowering.vector,
+        **pixel_strides("x", source),
+        **pixel_strides("y", target),
+    }
+    writer.line(f"static const fw_repeated shape = {{{initialiser(fields)}}};")
+    writer.line(f"fw_repeat(&shape, {x.var}, {y.var}, tid, threads);")
+    return target
 
 
 def _residual(
@@ -55,8 +84,9 @@ def _share_residual(lowering: Lowering, writer: StepWriter, name: str, x: Operan
 
 
 def _emit_depthwise(lowering: Lowering, node: Node, window: Window, most: int) -> None:
-    n, channels, _, _ = lowering.graph.shape(node.inputs[0])
-    source = lowering.pixel_of(node.inputs[0])
+    times = depth_multiplier(lowering.graph, node)
+    source = lowering.pixel_of(node.inputs[0]) if times == 1 else _repeated(lowering, node.inputs[0], times)
+    n, channels, _, _ = source.shape
     epilogue = Epilogue(lowering, node)
     if epilogue.residual:
         lowering.pixel_of(epilogue.residual)

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from featherweight.compiler.build import LIBRARY
+from featherweight.compiler.pages import ALIGNMENT, allocate
 from featherweight.errors import DataError, UsageError
-
-ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,16 @@ class Session:
         size = self.description["weights_bytes"]
         if size and (not weights.is_file() or weights.stat().st_size != size):
             raise DataError(f"{weights} is missing or not of {size} bytes. Compile the network again.")
-        # A page of memory is aligned well beyond what the kernels ask for.
-        self._weights = np.memmap(weights, np.uint8, "r") if size else np.zeros(1, np.uint8)
-        self._memory = np.empty(self.description["context_bytes"] + ALIGNMENT, np.uint8)
-        start = -self._memory.ctypes.data % ALIGNMENT
+        # The context in front, the weights behind it.
+        front = -(-self.description["context_bytes"] // ALIGNMENT) * ALIGNMENT
+        self._memory = allocate(front + size)
+        if size:
+            with weights.open("rb", buffering=0) as file:
+                file.readinto(memoryview(self._memory)[front:])
         init = getattr(self._library, f"{prefix}_init")
         init.restype, init.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_void_p]
-        self._context = ctypes.c_void_p(init(self._memory.ctypes.data + start, self._weights.ctypes.data))
+        start = self._memory.ctypes.data
+        self._context = ctypes.c_void_p(init(start, start + front))
         self._run = getattr(self._library, f"{prefix}_run")
         self._run_steps = getattr(self._library, f"{prefix}_run_steps")
         self._close = getattr(self._library, f"{prefix}_close")

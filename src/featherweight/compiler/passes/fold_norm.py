@@ -16,6 +16,11 @@ def fold_norms(graph: Graph) -> None:
     """Apply the folds until none is left."""
     rewrite(graph, _spread_norm)
     rewrite(graph, _lift_linear)
+    fold_scales(graph)
+
+
+def fold_scales(graph: Graph) -> None:
+    """Fold products and sums with one constant a channel into the weights before them."""
     while rewrite(graph, _fold_scale):
         pass
 
@@ -92,7 +97,7 @@ def _fold_scale(graph: Graph, node: Node) -> bool:
     weight = graph.constant(producer.inputs[1])
     bias = graph.constant(producer.input(2)) if producer.input(2) else 0.0
     channels = _channels(graph, producer)
-    per_channel = _per_channel(value, len(graph.shape(source)), channels, producer.op == "Linear")
+    per_channel = channel_values(value, len(graph.shape(source)), channels, producer.op == "Linear")
     if weight is None or bias is None or per_channel is None:
         return False
     weight, bias = weight.astype(np.float64), np.zeros(channels) + bias
@@ -116,7 +121,7 @@ def _channels(graph: Graph, producer: Node) -> int:
     return shape[-1] if producer.op == "Linear" else shape[1]
 
 
-def _per_channel(value: np.ndarray, rank: int, channels: int, last: bool) -> np.ndarray | None:
+def channel_values(value: np.ndarray, rank: int, channels: int, last: bool = False) -> np.ndarray | None:
     """Return a constant as one value a channel, or None if it varies along another axis."""
     value = value.astype(np.float64)
     if value.size == 1:
