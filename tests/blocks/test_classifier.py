@@ -1,5 +1,7 @@
 """Tests of the base of all classifiers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -81,14 +83,19 @@ def test_feature_maps_by_number_and_their_columns():
 
 
 def test_gradient_checkpointing_changes_nothing():
-    model = net().train()
-    x = torch.rand(4, 3, 16, 16)
-    model(x).square().sum().backward()
-    expected = model.body[0].conv.weight.grad.clone()
-    model.zero_grad()
-    model.set_grad_checkpointing()
-    model(x).square().sum().backward()
-    torch.testing.assert_close(model.body[0].conv.weight.grad, expected)
+    model, x = net().train(), torch.rand(4, 3, 16, 16)
+    twin = copy.deepcopy(model)
+    twin.set_grad_checkpointing()
+    twin.body[1].norm.eval()
+    model.body[1].norm.eval()
+    for network in (model, twin):
+        network(x).square().sum().backward()
+    for expected, found in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+    # Statistics, and the counts of batches, follow each batch once.
+    for (name, expected), found in zip(model.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(found, expected), name
+    assert {unit.norm.momentum for unit in twin.body} == {0.1}
 
 
 def test_load_official_checks_what_it_is_given():

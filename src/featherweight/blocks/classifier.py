@@ -7,13 +7,16 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from featherweight.blocks.fold import NORMS
 from featherweight.blocks.layouts import check_fit, clean_state, fit_input_channels, rename_wrapped
 from featherweight.errors import UsageError
 
@@ -85,10 +88,7 @@ class Classifier(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Give the last feature map, `(N, num_features, h, w)`."""
         for module in self.body:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(module, x, use_reentrant=False)
-            else:
-                x = module(x)
+            x = _run_again(module, x) if self.grad_checkpointing and self.training else module(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -169,6 +169,28 @@ class Classifier(nn.Module):
             }
         check_fit(own, state, type(self).__name__)
         self.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+
+
+def _run_again(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module now and again in the backward pass, which must not count the batch twice."""
+    if torch.compiler.is_compiling():  # a compiler knows checkpoints without contexts only
+        return checkpoint(module, x, use_reentrant=False)
+    contexts = contextlib.nullcontext(), _still_statistics(module)
+    return checkpoint(module, x, use_reentrant=False, context_fn=lambda: contexts)
+
+
+@contextlib.contextmanager
+def _still_statistics(module: nn.Module) -> Iterator[None]:
+    """Let batch norms in training mode use the batch's statistics without following them."""
+    norms = [norm for norm in module.modules() if isinstance(norm, NORMS)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 class FeatureInfo(list[dict[str, Any]]):
