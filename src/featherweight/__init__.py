@@ -25,6 +25,7 @@ _PUBLIC = {
     "cards": ("all_cards", "get_card"),
     "registry": ("create_model", "list_models", "list_ops"),
     "ops.replace": ("replace_convs",),
+    "data.bicubic": ("imresize",),
     "data.preprocess": ("Preprocess",),
     "data.sources": ("load_dataset",),
     "train.recipe": ("Recipe",),
@@ -37,6 +38,8 @@ _PUBLIC = {
     "workflows.fit": ("fit",),
     "workflows.predict": ("predict",),
     "workflows.evaluate": ("evaluate",),
+    "workflows.upscale": ("Upscaler", "upscale"),
+    "workflows.evaluate_sr": ("evaluate_sr",),
     "workflows.reproduce": ("reproduce",),
 }
 """Module (under `featherweight.`) -> the public names that it gives."""

@@ -18,6 +18,7 @@ import typer
 from featherweight.cli.compile_onnx import compile_onnx
 from featherweight.cli.doctor import doctor
 from featherweight.cli.evaluate import evaluate
+from featherweight.cli.evaluate_sr import evaluate_sr
 from featherweight.cli.fit import fit
 from featherweight.cli.list_models import list_models
 from featherweight.cli.new import new
@@ -25,6 +26,7 @@ from featherweight.cli.predict import predict
 from featherweight.cli.reproduce import reproduce
 from featherweight.cli.show import show
 from featherweight.cli.systems import systems
+from featherweight.cli.upscale import upscale
 from featherweight.errors import FeatherweightError
 
 INTERRUPTED = 130
@@ -44,6 +46,8 @@ for _name, _verb in {
     "fit": fit,
     "evaluate": evaluate,
     "predict": predict,
+    "upscale": upscale,
+    "evaluate-sr": evaluate_sr,
     "compile": compile_onnx,
     "list": list_models,
     "show": show,

@@ -38,15 +38,16 @@ def image_uri(image: Image.Image, side_px: int = THUMBNAIL_PX) -> str:
 
 
 @functools.cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates of this folder with the filters that they use."""
+    templates = Environment(
         loader=PackageLoader("featherweight.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    templates.filters.update(
         bytes=units.format_bytes,
         count=units.format_count,
         ms=units.format_ms,
@@ -55,7 +56,7 @@ def _environment() -> Environment:
         image_uri=image_uri,
         rows=lambda facts: [(str(key).replace("_", " "), cell_text(value)) for key, value in facts.items()],
     )
-    return environment
+    return templates
 
 
 def cell_text(value: object) -> str:
@@ -119,7 +120,7 @@ def render_report(content: RunReport) -> str:
     """
     final = content.final
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             report=content,
