@@ -31,7 +31,7 @@ SMALL_WEIGHTS = 2**17
 
 def headers(lowering: Lowering, *names: str) -> None:
     """Include the 8-bit kernels."""
-    for name in ("int8_vector.h", *names):
+    for name in ("int8_narrow.h", "int8_vector.h", *names):
         lowering.program.need_header(name)
 
 

@@ -8,7 +8,7 @@
  *               some byte; no reduction reads them (their weights are zero).
  *   Rounding    to the nearest, ties to even, then saturation: q = clamp(rint(t) + zero, lo, hi) with t in float32.
  *               lo and hi are the limits of an activation in output steps (0 and 255 without one), so that ReLU
- *               and ReLU6 cost nothing. All paths (AVX-512, AVX2, C99) give the same bits.
+ *               and ReLU6 cost nothing. All paths (AVX-512, AVX2, NEON, WASM, C99) give the same bits.
  *
  * Types and operations (16 lanes each): fw_i32 int32, fw_f32 float32, fw_x4 and fw_w4 groups of four bytes a lane.
  *   fw_dp(acc, x, w)        acc + sum over the four bytes of x (unsigned) * w (signed), exact
@@ -24,6 +24,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "int8_narrow.h"
 
 #if !defined(FW_GENERIC) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define FW_INT8_512 1
@@ -41,7 +43,7 @@
 #define FW_INT8_FUNCTION static
 #endif
 /* Without vectors a lane is a loop of its own: unrolling around it only makes code. */
-#if !defined(FW_INT8_512) && !defined(FW_INT8_256)
+#if !defined(FW_INT8_512) && !defined(FW_INT8_256) && !defined(FW_INT8_128)
 #define FW_INT8_UNROLL
 #elif defined(__clang__)
 #define FW_INT8_UNROLL _Pragma("clang loop unroll(full)")
@@ -299,7 +301,7 @@ FW_INT8_INLINE void fw_u8_store(uint8_t *p, fw_i32 v, int zero, int lo, int hi, 
     }
 }
 
-#else
+#elif !defined(FW_INT8_128)
 typedef struct { int32_t v[16]; } fw_i32;
 typedef struct { float v[16]; } fw_f32;
 typedef struct { uint8_t v[64]; } fw_x4;

@@ -26,6 +26,18 @@ typedef struct fw_layout {
  * exist; missing rows are zeros. `stored` floats of each row of `to` are written. */
 FW_INLINE void fw_transpose(const float *from, ptrdiff_t from_row, float *to, ptrdiff_t to_row, int height, int width,
                             int stored) {
+#if defined(FW_WASM)
+    /* In registers: Clang 14 loses lanes of the loops below. */
+    v128_t v[4];
+    FW_UNROLL for (int i = 0; i < 4; i++)
+        v[i] = (v128_t)(i < height ? vf_load_n(from + i * from_row, width) : vf_zero());
+    const v128_t a = wasm_i32x4_shuffle(v[0], v[1], 0, 4, 1, 5), b = wasm_i32x4_shuffle(v[0], v[1], 2, 6, 3, 7);
+    const v128_t c = wasm_i32x4_shuffle(v[2], v[3], 0, 4, 1, 5), d = wasm_i32x4_shuffle(v[2], v[3], 2, 6, 3, 7);
+    v[0] = wasm_i64x2_shuffle(a, c, 0, 2), v[1] = wasm_i64x2_shuffle(a, c, 1, 3);
+    v[2] = wasm_i64x2_shuffle(b, d, 0, 2), v[3] = wasm_i64x2_shuffle(b, d, 1, 3);
+    FW_UNROLL for (int j = 0; j < 4; j++)
+        if (j < width) vf_store_n(to + j * to_row, (vf)v[j], stored);
+#else
     float square[VL][VL];
     for (int i = 0; i < VL; i++)
         vf_store(square[i], i < height ? vf_load_n(from + i * from_row, width) : vf_zero());
@@ -34,6 +46,7 @@ FW_INLINE void fw_transpose(const float *from, ptrdiff_t from_row, float *to, pt
         for (int i = 0; i < VL; i++) lanes[i] = square[i][j];
         vf_store_n(to + j * to_row, vf_load(lanes), stored);
     }
+#endif
 }
 
 FW_INLINE int fw_at_most(int a, int b) { return a < b ? a : b; }
