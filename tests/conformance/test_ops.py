@@ -275,7 +275,7 @@ def test_mac_formula_holds_what_runs(conv, op):
         formula = ours.macs(tuple(x.shape[1:]))
         places = math.prod(plain(x).shape)
         least = places * plain.in_channels // plain.groups * math.prod(plain.kernel_size)
-        assert formula >= mode.macs and formula >= least, str(plain)
+        assert formula >= mode.macs, str(plain)
         assert formula in (mode.macs, least), f"{plain}: formula {formula}, ran {mode.macs}, plain {least}"
 
 
