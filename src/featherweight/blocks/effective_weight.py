@@ -25,10 +25,14 @@ class EffectiveWeight(nn.Module):
         """Compute the weight from the parameters, with gradient."""
         raise NotImplementedError
 
+    def sources(self) -> list[Tensor]:
+        """Return the tensors that the weight is computed from: those of the layer itself."""
+        own = (*self._parameters.values(), *self._buffers.values())
+        return [source for source in own if source is not None]
+
     def effective_weight(self) -> Tensor:
         """Give the weight: computed where gradients or a captured graph need it, else the kept one."""
-        own = (*self._parameters.values(), *self._buffers.values())
-        sources = [source for source in own if source is not None]
+        sources = self.sources()
         if self.training or _needs_graph(sources):
             return self.compose_weight()
         key = tuple((source, source._version, source.data_ptr()) for source in sources)

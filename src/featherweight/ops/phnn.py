@@ -20,7 +20,7 @@ Differs:
     weight kept in eval mode. Forming the weight in training (Cout · Cin · k² · n products) is not counted.
 
 References: Grassucci, Zhang, Comminiello, "PHNNs: Lightweight Neural Networks via Parameterized Hypercomplex
-Convolutions", arXiv 2110.04176, section IV; Van Loan, Pitsianis, "Approximation with Kronecker Products"
+Convolutions", arXiv 2110.04176; Van Loan, Pitsianis, "Approximation with Kronecker Products"
 (1993) for the nearest sum.
 """
 

@@ -16,7 +16,7 @@ Differs:
     stochastic depth and `fuse()` are additions. For an n that does not divide the widths, they are rounded to
     multiples of n. The sound-event network of the paper is `sed.PHCSedNet`.
 
-References: Grassucci, Zhang, Comminiello, arXiv 2110.04176, section V; He et al., arXiv 1512.03385, for the
+References: Grassucci, Zhang, Comminiello, arXiv 2110.04176; He et al., arXiv 1512.03385, for the
 networks.
 """
 
