@@ -29,6 +29,7 @@ class ConvChain(nn.Sequential):
     def __init__(self, channels: Sequence[int], kernel_sizes: Sequence[int]) -> None:
         pairs = zip(channels[:-1], channels[1:], kernel_sizes, strict=True)
         super().__init__(*(nn.Conv2d(before, after, side) for before, after, side in pairs))
+        self.side = max(kernel_sizes)
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias of the one convolution that does the same."""
@@ -38,7 +39,7 @@ class ConvChain(nn.Sequential):
             w = conv.weight
             # The padding comes first, so a bias reaches the border too and passes through every tap.
             bias = w.sum((2, 3)) @ bias + conv.bias
-            if w.shape[-1] == 1:
+            if conv.kernel_size == (1, 1):
                 weight = torch.einsum("om,mihw->oihw", w[:, :, 0, 0], weight)
             else:
                 weight = torch.einsum("omhw,mi->oihw", w, weight[:, :, 0, 0])
@@ -47,7 +48,7 @@ class ConvChain(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve once with the merged kernel."""
         weight, bias = self.merged()
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+        return F.conv2d(x, weight, bias, padding=self.side // 2)
 
 
 class RepConv(nn.Module):
@@ -60,18 +61,19 @@ class RepConv(nn.Module):
     def __init__(self, chains: Iterable[ConvChain]) -> None:
         super().__init__()
         self.chains = nn.ModuleList(chains)
+        self.side = max(chain.side for chain in self.chains)
 
     def merged(self) -> tuple[Tensor, Tensor]:
         """Return weight and bias of the one convolution that does the same."""
         weights, biases = zip(*(chain.merged() for chain in self.chains), strict=True)
-        side = max(weight.shape[-1] for weight in weights)
-        padded = [F.pad(weight, [(side - weight.shape[-1]) // 2] * 4) for weight in weights]
+        borders = [(self.side - chain.side) // 2 for chain in self.chains]
+        padded = [F.pad(weight, [border] * 4) for weight, border in zip(weights, borders, strict=True)]
         return sum(padded[1:], padded[0]), sum(biases[1:], biases[0])
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve once with the merged kernel."""
         weight, bias = self.merged()
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+        return F.conv2d(x, weight, bias, padding=self.side // 2)
 
     @torch.no_grad()
     def merge(self) -> nn.Conv2d:
@@ -80,8 +82,10 @@ class RepConv(nn.Module):
         dtype, device = like.dtype, like.device
         weight, bias = self.double().merged()
         self.to(dtype)
-        out_channels, in_channels, side, _ = weight.shape
-        conv = nn.Conv2d(in_channels, out_channels, side, padding=side // 2, device=device, dtype=dtype)
+        out_channels, in_channels = weight.shape[:2]
+        conv = nn.Conv2d(
+            in_channels, out_channels, self.side, padding=self.side // 2, device=device, dtype=dtype
+        )
         conv.weight.copy_(weight)
         conv.bias.copy_(bias)
         return conv

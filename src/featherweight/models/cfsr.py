@@ -279,9 +279,10 @@ class CFSR(Restorer):
                 matched[key] = value
                 continue
             matched[f"{head}.conv.{tail}"] = value
-            matched[f"{head}.masks"] = own[f"{head}.masks"]
-            for name in ("strength", "shift"):
-                matched[f"{head}.{name}"] = torch.zeros_like(own[f"{head}.{name}"])
+            if f"{head}.strength" not in state:
+                matched[f"{head}.masks"] = own[f"{head}.masks"]
+                for name in ("strength", "shift"):
+                    matched[f"{head}.{name}"] = torch.zeros_like(own[f"{head}.{name}"])
         return matched
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
