@@ -155,7 +155,8 @@ class FDConv2d(ConvOperator):
         self.register_buffer("kept", order[:kept] if kept < len(order) else None)
 
     def to_spectrum(self, weight: Tensor) -> Tensor:
-        """Turn a plain weight `(Cout, Cin / groups, kh, kw)` into values for `dft_weight`."""
+        """Turn a weight `(Cout, Cin / groups, kh, kw)` or `(Cout, Cin)` into values for `dft_weight`."""
+        weight = weight.reshape(self.out_channels, -1, *self.kernel_size)
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         z = torch.view_as_real(torch.fft.rfft2(wide.permute(0, 2, 1, 3).reshape(self.rows, self.columns)))
         if self.kept is not None:
@@ -274,8 +275,7 @@ class FDConv2d(ConvOperator):
                 state[prefix + new + key.removeprefix(prefix + old)] = state.pop(key)
         plain = state.pop(f"{prefix}weight", None)
         if plain is not None and f"{prefix}dft_weight" not in state:
-            weight = plain.reshape(self.out_channels, -1, *self.kernel_size).to(self.group.device)
-            state[f"{prefix}dft_weight"] = self.to_spectrum(weight)
+            state[f"{prefix}dft_weight"] = self.to_spectrum(plain.to(self.group.device))
             # A plain layer says nothing about the networks that modulate it: they stay as they are.
             state.update({prefix + k: v for k, v in self.state_dict().items() if k.split(".")[0] in ADDED})
         for name, buffer in self._buffers.items():
