@@ -15,9 +15,7 @@ import math
 import resource
 import subprocess
 import sys
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featherweight.blocks.long_conv import long_conv
-from featherweight.files import atomic_write
-from featherweight.measure.machine import machine, machine_id
-from side_by_side import in_turns, merge_rows
+from side_by_side import cells, in_turns, provenance, store
 
 NUMBERS = 2**21
 """Numbers in a tensor of rows; fewer than two rows are never taken."""
@@ -102,13 +98,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Time all ways at every length, forward and with the backward pass; one row for each."""
     torch.set_num_threads(threads)
-    here = machine()
-    processor = torch.cuda.get_device_name() if device == "cuda" else f"{here['cpu']}, {here['cores']} cores"
-    shared = {
-        **{"device": device, "threads": threads, "gated": int(gated), "machine": processor},
-        **{"date": datetime.now(UTC).isoformat(timespec="seconds")},
-        "versions": " ".join(f"{package}={version(package)}" for package in ("featherweight", "torch")),
-    }
+    processor = torch.cuda.get_device_name() if device == "cuda" else ""
+    shared = {"device": device, "threads": threads, "gated": int(gated), **provenance(processor=processor)}
     rows = []
     for length in lengths:
         given = tensors(length, gated, device)
@@ -116,17 +107,15 @@ def measure(
             jobs = {name: partial(step, name, given, train) for name in METHODS[device]}
             found = in_turns(jobs, runs, threads, seconds)
             for name, latency in found.items():
-                low, high = latency.interval
                 rows.append(
                     {
-                        **shared,
-                        **{"pass": "train" if train else "forward", "length": length, "method": name},
-                        **{"batch": len(given[0]), "channels": given[0].shape[1], "runs": latency.runs},
                         **{
-                            "p50_ms": f"{latency.p50_ms:.3f}",
-                            "low_ms": f"{low:.3f}",
-                            "high_ms": f"{high:.3f}",
+                            **shared,
+                            "pass": "train" if train else "forward",
+                            "length": length,
+                            "method": name,
                         },
+                        **{"batch": len(given[0]), "channels": given[0].shape[1], **cells(latency)},
                         "times_as_fast": f"{found['library'].p50_ms / latency.p50_ms:.2f}",
                         "peak_bytes": peak(name, length, gated, train, threads, device) if memory else "",
                     }
@@ -184,13 +173,9 @@ def main(
     console.print(table)
     for method in METHODS[device][1:]:
         means = {kind: geometric_mean(rows, method, kind) for kind in ("forward", "train")}
-        console.print(
-            f"{method}: {means['forward']:.2f} x forward, {means['train']:.2f} x with backward (geometric mean)"
-        )
-    path = out / f"{machine_id()}.csv"
-    known = path.read_text(encoding="utf-8") if path.exists() else ""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, merge_rows(known, rows, KEY, COLUMNS))
+        text = f"{means['forward']:.2f} x forward, {means['train']:.2f} x with backward"
+        console.print(f"{method}: {text} (geometric mean)")
+    path = store(out, rows, KEY, COLUMNS)
     if len(rows) > len(METHODS[device]) * 2:
         draw(rows, path.with_suffix(".gated.png" if gated else ".png"))
 

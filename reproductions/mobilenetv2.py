@@ -92,8 +92,8 @@ def reproduce(
     """Train the four forms and compare the first with each other one."""
     plan = Plan(
         data="cifar10",
-        train_images=1_000 if quick else 10_000,
-        test_images=500 if quick else 10_000,
+        train_images=1_000 if quick else 6_000,
+        test_images=500 if quick else 5_000,
         side=32,
         epochs=1 if quick else 6,
         seeds=(seed,) if quick else (seed, seed + 1, seed + 2),

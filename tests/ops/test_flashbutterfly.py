@@ -1,4 +1,4 @@
-"""Long convolutions: parity with the official model's numbers, squash, smooth, causality, learnt transforms."""
+"""Long convolutions: parity with the official model, squash, smooth, causality, learnt transforms."""
 
 from pathlib import Path
 

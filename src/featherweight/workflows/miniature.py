@@ -52,8 +52,16 @@ def accuracies(
     plan: Plan,
     data_root: Path | None,
     progress: Callable[[str], None],
+    inspect: Callable[[str, nn.Module, ArrayData], None] | None = None,
 ) -> tuple[dict[str, list[float]], int]:
     """Train every configuration with every seed, on the same images in the same order.
+
+    Args:
+        builders: configuration -> function that builds its network.
+        plan: data, length and seeds.
+        data_root: folder of the data sets.
+        progress: called with a line after each training.
+        inspect: called with each configuration's name, trained network and the test images.
 
     Returns:
         Configuration -> test accuracies (0 to 1), one per seed; and the number of test images.
@@ -80,6 +88,8 @@ def accuracies(
             logits = evaluate(model, test)
             found[name].append(float((logits.argmax(1) == test.labels.numpy()).mean()))
             progress(f"seed {seed}: {name} {found[name][-1]:.2%}")
+            if inspect:
+                inspect(name, model, test)
     return found, len(test)
 
 
