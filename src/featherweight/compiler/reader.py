@@ -101,17 +101,20 @@ def _load(path: Path) -> onnx.ModelProto:
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
-    """Refuse names that are no text: protobuf hands them out as bytes."""
-    names = [
-        graph.name,
-        *(entry.name for part in (graph.input, graph.output, graph.initializer) for entry in part),
-    ]
+    """Refuse names that are no text, which protobuf hands out as bytes, and those of two tensors."""
+    texts = [graph.name]
     for node in graph.node:
-        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
-        names += [attr.name for attr in node.attribute]
-    for name in names:
-        if isinstance(name, bytes):
-            raise DataError(f"The name {name!r} is not UTF-8. Export the file again.")
+        texts += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        texts += [attr.name for attr in node.attribute]
+    for part in (graph.input, graph.output, graph.initializer):
+        names = [entry.name for entry in part]
+        texts += names
+        if len(set(names)) < len(names):
+            name = next(name for index, name in enumerate(names) if name in names[:index])
+            raise DataError(f"The file lists '{name}' twice. Export it again.")
+    for text in texts:
+        if isinstance(text, bytes):
+            raise DataError(f"The name {text!r} is not UTF-8. Export the file again.")
 
 
 def _opset(model: onnx.ModelProto) -> int:
