@@ -1,15 +1,18 @@
-"""Time one ONNX file in several engines: our compiler, onnxruntime, OpenVINO and torch.compile, batch 1.
+"""Time one ONNX file in several engines, batch 1: our compiler, onnxruntime, OpenVINO, LiteRT and torch.
 
-Every network becomes one float32 file and one int8 (QDQ) file with random weights; all engines read the same
-file and run in turns. A row tells how many times as fast as the quickest peer an engine is, and what share of
-the machine's measured peak of multiply-adds it reaches.
+Every network becomes a float32 file, an int8 (QDQ) file and, for some, files with 80 and 90 % of the 1x1
+weights zero, all with random weights; all engines read the same file and take turns. A row tells how many times
+as fast as the quickest peer an engine is, and what share of the machine's measured peak of multiply-adds it
+reaches; zeros count as multiply-adds, for the peers multiply them.
 
-    python benchmarks/engines.py                                   # the usual networks, float32 and int8
+    python benchmarks/engines.py                                   # the usual networks in all forms
     python benchmarks/engines.py mobilenetv2_100 timm/repvit_m0_9.dist_in1k --threads 2
     python benchmarks/engines.py my_network.onnx
+    python benchmarks/engines.py --files kept --prepare            # make and convert the files, time nothing
 
-A peer that is not installed is left out (`pip install featherweight[openvino]`). torch.compile takes networks
-by name in float32 only, and a minute each to compile: `--torch` asks for it.
+OpenVINO (`pip install featherweight[openvino]`) reads the file itself. LiteRT, whose kernels on the CPU are
+XNNPACK's, and torch, eager and compiled, build the same module from its name in a process of their own, in
+float only: `--peers openvino,litert,torch,torch.compile`. What is asked for and absent is told, and why.
 """
 
 from __future__ import annotations
@@ -19,81 +22,52 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from featherweight.compiler import compile_onnx
+from engine_files import FORMS, NETWORKS, File, make_files
+from engine_peers import OURS, Task, open_engines
 from featherweight.compiler.build import target_named
 from featherweight.compiler.peak import measure_peak
 from featherweight.errors import FeatherweightError, UsageError
-from featherweight.export.onnx import export_onnx
 from featherweight.measure.count import count_onnx
-from featherweight.measure.latency import Latency
+from featherweight.measure.latency import LEAST_TURNS, Latency, summarize
 from featherweight.measure.machine import machine
-from featherweight.registry import create_model
-from featherweight.shrink.quantize import quantize_onnx
-from side_by_side import CLOCKS, cells, in_turns, provenance, store
+from side_by_side import CLOCKS, cells, provenance, store
 
 log = logging.getLogger("featherweight")
 
-OURS = "featherweight"
-NETWORKS = (
-    *("mobilenetv2_100", "mobilenetv2_035", "ghostnetv2_100", "shufflenetv2_100", "inceptionnext_atto"),
-    *("timm/efficientnet_b0", "timm/mobilenetv4_conv_small", "timm/fastvit_t8", "timm/repvit_m0_9"),
-)
-PACKAGES = ("featherweight", "onnxruntime", "openvino", "torch")
+PEERS = ("openvino", "litert", "torch", "torch.compile")
+PACKAGES = ("featherweight", "onnxruntime", "openvino", "torch", "ai-edge-litert")
 KEY = ("network", "form", "threads", "engine")
 COLUMNS = (
     *KEY,
     *("p50_ms", "low_ms", "high_ms", "clock", "runs", "times_as_fast", "share_of_peak", "difference"),
     *("macs", "input", "date", "machine", "versions"),
 )
-CALIBRATION_IMAGES = 8
 INT8_PEAK = 4
 """An 8-bit product sums four pairs where a float32 one has one."""
 
 
 @dataclass(frozen=True)
-class File:
-    """One ONNX file of a network, and the module that it came from."""
+class Options:
+    """How to time: rounds at most, seconds a file, the clock, tuning, the peers, the Python of LiteRT."""
 
-    network: str
-    form: str
-    path: Path
-    module: torch.nn.Module | None
-
-
-def make_files(name: str, folder: Path) -> list[File]:
-    """Return the files of a network: a path as it is, else float32 and int8 of the registered network.
-
-    Raises:
-        UsageError: the name is unknown.
-        DataError: the file cannot be read.
-    """
-    if name.endswith(".onnx"):
-        return [File(Path(name).stem, "file", Path(name), None)]
-    torch.manual_seed(0)
-    model = create_model(name).eval()
-    if hasattr(model, "fuse"):
-        model.fuse()
-    config = getattr(model, "default_cfg", {})
-    shape = tuple(config.get("input_size", (3, 224, 224)))
-    base = folder / name.replace("/", "_")
-    float_path, int8_path = base.with_suffix(".onnx"), base.with_suffix(".int8.onnx")
-    export_onnx(model, float_path, shape)
-    images = np.random.default_rng(0).standard_normal((CALIBRATION_IMAGES, *shape)).astype(np.float32)
-    quantize_onnx(float_path, int8_path, images)
-    return [File(name, "float32", float_path, model), File(name, "int8", int8_path, None)]
+    runs: int = 100
+    seconds: float = 20.0
+    clock: str = "wall"
+    tune: bool = False
+    peers: tuple[str, ...] = PEERS
+    litert: str = ""
 
 
 def fixed_input(path: Path) -> tuple[str, np.ndarray]:
@@ -110,75 +84,42 @@ def fixed_input(path: Path) -> tuple[str, np.ndarray]:
     return inputs[0].name, np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
-def with_ours(file: File, name: str, x: np.ndarray, threads: int, tune: bool, out: Path) -> Callable[[], Any]:
-    """Compile with our compiler and return a call that runs one image."""
-    session = compile_onnx(file.path, out, threads=threads, tune=tune)
-    return lambda: session.run(None, {name: x})
+def take_turns(engines: Mapping[str, Any], threads: int, options: Options) -> dict[str, Latency]:
+    """Time the engines round by round: a change of the processor's clock hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    began = time.monotonic()
+    for turn in range(-1, options.runs):
+        if turn >= LEAST_TURNS and time.monotonic() - began > options.seconds:
+            break
+        for name, engine in engines.items():
+            spent = engine.turn(options.clock)
+            if turn >= 0:
+                times[name].append(spent)
+    return {name: summarize(values, threads) for name, values in times.items()}
 
 
-def with_onnxruntime(file: File, name: str, x: np.ndarray, threads: int) -> Callable[[], Any]:
-    """Load into onnxruntime with all its optimisations."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {name: x})
-
-
-def with_openvino(file: File, name: str, x: np.ndarray, threads: int) -> Callable[[], Any]:
-    """Load into OpenVINO for the least latency, in the file's own precision."""
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(file.path)
-    model.reshape({name: x.shape})
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    settings["INFERENCE_PRECISION_HINT"] = "f32"
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
-    return lambda: [request.infer({name: x}, share_inputs=True, share_outputs=True)[0]]
-
-
-def with_torch_compile(file: File, name: str, x: np.ndarray, threads: int) -> Callable[[], Any]:
-    """Compile the module itself with torch's inductor, channels last."""
-    torch.set_num_threads(threads)
-    images = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
-    module = torch.compile(file.module.to(memory_format=torch.channels_last))
-
-    def run() -> list[np.ndarray]:
-        with torch.inference_mode():
-            return [module(images).numpy()]
-
-    run()
-    return run
-
-
-def measure(
-    file: File, threads: int, runs: int, seconds: float, clock: str, options: Mapping[str, bool], out: Path
-) -> list[dict[str, Any]]:
-    """Time all engines on one file; one row for each."""
+def measure(file: File, threads: int, options: Options, folder: Path) -> list[dict[str, Any]]:
+    """Time all engines on one file; one row for each, one with `absent` for each that could not be had."""
     name, x = fixed_input(file.path)
-    engines: dict[str, Callable[[], Any]] = {
-        "onnxruntime": lambda: with_onnxruntime(file, name, x, threads),
-        OURS: lambda: with_ours(file, name, x, threads, options["tune"], out),
-    }
-    if find_spec("openvino"):
-        engines["openvino"] = lambda: with_openvino(file, name, x, threads)
-    if options["torch"] and file.module is not None:
-        engines["torch.compile"] = lambda: with_torch_compile(file, name, x, threads)
-    jobs = {engine: load() for engine, load in engines.items()}
-    answers = {engine: job()[0] for engine, job in jobs.items()}
-    found = in_turns(jobs, runs, threads, seconds, clock)
+    task = Task(file, name, x, threads, folder, options.tune, options.litert)
+    engines, absent = open_engines(task, set(options.peers))
+    try:
+        found = take_turns(engines, threads, options)
+    finally:
+        for engine in engines.values():
+            engine.close()
     peak = threads * measure_peak(target_named("native")) * (INT8_PEAK if file.form == "int8" else 1)
     macs = count_onnx(file.path).macs
     shared = {
-        **{"network": file.network, "form": file.form, "threads": threads, "clock": clock, "macs": macs},
-        "input": "x".join(map(str, x.shape)),
+        **{"network": file.network, "form": file.form, "threads": threads, "clock": options.clock},
+        **{"macs": macs, "input": "x".join(map(str, x.shape))},
         **provenance(PACKAGES),
     }
     fastest = min(latency.p50_ms for engine, latency in found.items() if engine != OURS)
-    reference = answers["onnxruntime"]
-    rows = []
+    reference = engines["onnxruntime"].answer
+    rows: list[dict[str, Any]] = []
     for engine, latency in found.items():
-        error = np.abs(answers[engine] - reference).max() / max(np.abs(reference).max(), 1e-30)
+        error = np.abs(engines[engine].answer - reference).max() / max(np.abs(reference).max(), 1e-30)
         rows.append(
             {
                 **shared,
@@ -190,7 +131,7 @@ def measure(
             }
         )
     log.info("%s %s, %d thread(s): %s", file.network, file.form, threads, _verdict(found))
-    return rows
+    return rows + [{**shared, "engine": engine, "absent": reason} for engine, reason in absent.items()]
 
 
 def _verdict(found: Mapping[str, Latency]) -> str:
@@ -225,9 +166,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    forms = sorted({row["form"] for row in rows})
+    forms = [form for form in ("file", *FORMS) if form in {row["form"] for row in rows}]
     engines = sorted({row["engine"] for row in rows}, key=lambda engine: (engine != OURS, engine))
-    figure, panels = plt.subplots(1, len(forms), figsize=(7 * len(forms), 5), squeeze=False)
+    counts = [len({row["network"] for row in rows if row["form"] == form}) for form in forms]
+    widths = [max(count, 3) for count in counts]
+    figure, panels = plt.subplots(
+        1, len(forms), figsize=(0.8 * sum(widths) + 2, 5), squeeze=False, width_ratios=widths
+    )
     for panel, form in zip(panels[0], forms, strict=True):
         networks = list(dict.fromkeys(row["network"] for row in rows if row["form"] == form))
         for index, engine in enumerate(engines):
@@ -239,6 +184,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             places = np.arange(len(networks)) + 0.8 * (index / len(engines) - 0.5)
             heights = [shares.get(network, 0.0) for network in networks]
             panel.bar(places, heights, 0.8 / len(engines), align="edge", label=engine)
+        panel.axhline(100, color="black", linewidth=0.8)
         panel.set_xticks(range(len(networks)), networks, rotation=35, ha="right")
         panel.set_title(form)
         panel.set_ylabel("share of the measured peak, %")
@@ -252,45 +198,60 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print the rows; "x" is how many times as fast as the quickest peer."""
     table = Table("network", "form", "threads", "engine", "ms", "95 %", "x", "of peak", "difference")
     for row in rows:
+        key = [str(row[name]) for name in KEY]
+        if "absent" in row:
+            table.add_row(*key, "absent", row["absent"])
+            continue
         table.add_row(
-            *(str(row[key]) for key in KEY),
+            *key,
             *(row["p50_ms"], f"{row['low_ms']} - {row['high_ms']}", row["times_as_fast"]),
             *(f"{float(row['share_of_peak']):.0%}", row["difference"]),
         )
     console.print(table)
-    for line in summary(rows):
+    for line in summary([row for row in rows if "absent" not in row]):
         console.print(line)
 
 
 def main(
     networks: Annotated[list[str] | None, typer.Argument(help="Names or .onnx files.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="1 and all by default.")] = None,
-    form: Annotated[str | None, typer.Option(help="float32 or int8 only.")] = None,
-    tune: Annotated[bool, typer.Option(help="Let our compiler time its tiles.")] = False,
-    with_torch: Annotated[bool, typer.Option("--torch", help="Time torch.compile as well.")] = False,
+    form: Annotated[list[str] | None, typer.Option(help=f"Some of {', '.join(FORMS)}.")] = None,
+    tune: Annotated[bool, typer.Option(help="Let our compiler time its choices.")] = False,
+    peers: Annotated[str, typer.Option(help="Engines beside onnxruntime.")] = ",".join(PEERS),
+    litert: Annotated[str, typer.Option(help="Python of an environment with LiteRT.")] = "",
     runs: Annotated[int, typer.Option(help="Turns at most.")] = 100,
     seconds: Annotated[float, typer.Option(help="Time for one file, turns cut to five at least.")] = 20.0,
     clock: Annotated[str, typer.Option(help="wall, or cpu: for one thread on a busy machine.")] = "wall",
+    files: Annotated[Path | None, typer.Option(help="Folder that keeps the networks' files.")] = None,
+    prepare: Annotated[
+        bool, typer.Option(help="Make files, conversions and libraries; store nothing.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder of CSV and plot.")] = Path("benchmarks/results/engines"),
 ) -> None:
     """Time the engines, print a table and store one CSV row per engine and file, and a plot."""
     console = Console()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     counts, rows = threads or sorted({1, machine()["cores"]}), []
-    if clock not in CLOCKS or (clock == "cpu" and max(counts) > 1):
+    chosen = tuple(name for name in peers.split(",") if name)
+    if clock not in CLOCKS or (clock == "cpu" and max(counts) > 1) or set(chosen) - set(PEERS):
         console.print(
-            f"[red]Clock '{clock}' with {counts} threads. Expected wall, or cpu with 1 thread.[/red]"
+            f"[red]Clock '{clock}' with {counts} threads, peers {peers}. Expected wall, or cpu with 1 thread; "
+            f"peers among {', '.join(PEERS)}.[/red]"
         )
         raise typer.Exit(2)
+    options = Options(1 if prepare else runs, seconds, clock, tune, chosen, litert)
     try:
         with tempfile.TemporaryDirectory() as folder:
+            kept = files or Path(folder)
+            kept.mkdir(parents=True, exist_ok=True)
             for name in networks or NETWORKS:
-                for file in make_files(name, Path(folder)):
-                    if form in (None, file.form):
-                        for count in counts:
-                            work, options = Path(folder) / "compiled", {"tune": tune, "torch": with_torch}
-                            rows += measure(file, count, runs, seconds, clock, options, work)
-        path = store(out, rows, KEY, COLUMNS)
+                for file in make_files(name, kept, tuple(form or FORMS)):
+                    for count in counts:
+                        rows += measure(file, count, options, Path(folder))
+        if prepare:
+            return
+        timed = [row for row in rows if "absent" not in row]
+        path = store(out, timed, KEY, COLUMNS)
         stored = list(csv.DictReader(io.StringIO(path.read_text())))
         single = [row for row in stored if row["threads"] == "1"]
         plot(single or stored, path.with_suffix(".png"))

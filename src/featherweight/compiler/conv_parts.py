@@ -83,7 +83,7 @@ def headers(lowering: Lowering, *names: str) -> None:
         lowering.program.need_header(name)
 
 
-def _bias(lowering: Lowering, writer: StepWriter, node: Node, channels: int) -> Operand:
+def bias_of(lowering: Lowering, writer: StepWriter, node: Node, channels: int) -> Operand:
     value = lowering.graph.constant(node.input(2))
     value = np.zeros(channels, np.float32) if value is None else value
     return writer.constant(pad_channels(value.reshape(-1), lowering.vector))
@@ -167,7 +167,7 @@ def product_parts(
         function,
         {**fields, "depth": depth, "vectors": vectors, **blocks, "first": first},
         writer.constant(conv_weights(weight, vl, tile.vectors, groups)).var,
-        _bias(lowering, writer, node, filters).var,
+        bias_of(lowering, writer, node, filters).var,
         epilogue.aux(writer, vectors, vl),
         f"{tile.rows}x{tile.vectors}",
     )
@@ -248,7 +248,7 @@ def depthwise_parts(
         str(len(spans)),
         {**geometry, **fields},
         writer.constant(depthwise_weights(weight, vl)).var,
-        _bias(lowering, writer, node, channels).var,
+        bias_of(lowering, writer, node, channels).var,
         epilogue.aux(writer, vectors, vl),
         str(spans[len(spans) // 2].outputs),
     )

@@ -91,7 +91,9 @@ def generate(
     try:
         graph = read_model(source, shapes, batch, EMITTERS)
         check_supported(graph)
-        program = Lowering(graph, run_passes(graph, vector), vector, threads, tiles).run()
+        tiles = tiles or Tiles()
+        layout = run_passes(graph, vector, tiles.alternatives)
+        program = Lowering(graph, layout, vector, threads, tiles).run()
     except DataError as error:
         raise DataError(_one_line(str(error))) from error
     arena = plan_memory(program)
@@ -160,7 +162,7 @@ def compile_onnx(
 
     compiled = make()
     if tune and runs:
-        compiled = make(Tiles(tune_tiles(make, partial(write_files, threads=threads), machine, threads)))
+        compiled = make(tune_tiles(make, partial(write_files, threads=threads), machine, threads))
     generated = time.perf_counter()
     out = Path(out_dir)
     write_files(compiled, out, threads)

@@ -36,6 +36,11 @@ def emit_pixel_conv(lowering: Lowering, node: Node) -> None:
         if most:
             _emit_depthwise(lowering, node, window, most)
             return
+    if node.attrs.get("winograd"):
+        from featherweight.compiler.emit_winograd import emit_winograd
+
+        emit_winograd(lowering, node, window)
+        return
     _emit_dense(lowering, node, window)
 
 
@@ -61,7 +66,7 @@ def _repeated(lowering: Lowering, name: str, times: int) -> View:
     return target
 
 
-def _residual(
+def residual_of(
     lowering: Lowering, writer: StepWriter, name: str, shape: Sequence[int]
 ) -> tuple[str, dict[str, int]]:
     """Declare the residual; one value a channel repeats over the pixels."""
@@ -74,7 +79,7 @@ def _residual(
     return writer.pointer(view, restrict=False).var, strides
 
 
-def _share_residual(lowering: Lowering, writer: StepWriter, name: str, x: Operand, y: Operand) -> None:
+def share_residual(lowering: Lowering, writer: StepWriter, name: str, x: Operand, y: Operand) -> None:
     """Let the result take the place of a residual that dies here, unless it is the layer's input too."""
     if name:
         view = lowering.pixel_of(name)
@@ -92,9 +97,11 @@ def _emit_depthwise(lowering: Lowering, node: Node, window: Window, most: int) -
         lowering.pixel_of(epilogue.residual)
     writer = lowering.start(node, macs=n * channels * window.taps * math.prod(window.outputs))
     x = writer.pointer(source)
-    residual, strides = _residual(lowering, writer, epilogue.residual, lowering.graph.shape(node.outputs[0]))
+    residual, strides = residual_of(
+        lowering, writer, epilogue.residual, lowering.graph.shape(node.outputs[0])
+    )
     y = lowering.write(writer, node.outputs[0], restrict=not strides)
-    _share_residual(lowering, writer, epilogue.residual, x, y)
+    share_residual(lowering, writer, epilogue.residual, x, y)
     fields = {
         "images": n,
         "lanes": lanes_of(y.view, lowering.vector),
@@ -109,30 +116,17 @@ def _emit_depthwise(lowering: Lowering, node: Node, window: Window, most: int) -
     writer.line(f"fw_depthwise_run(&shape, spans, {parts.function}, {pointers}, tid, threads);")
 
 
-def _emit_dense(lowering: Lowering, node: Node, window: Window) -> None:
-    """Any convolution whose groups are few: a product whose rows are output columns."""
+def dense_reads(lowering: Lowering, node: Node, window: Window) -> tuple[View, dict[str, int], int]:
+    """Return a dense convolution's input at its first tap, the fields that step over it, a tap's channels.
+
+    An input without the border of zeros is copied into one.
+    """
     graph = lowering.graph
-    n, channels, _, _ = graph.shape(node.inputs[0])
-    weight = graph.constants[node.inputs[1]]
-    filters, groups = weight.shape[0], node.attrs.get("group", 1)
-    border = conv_border(graph, node)
+    channels, border = graph.shape(node.inputs[0])[1], conv_border(graph, node)
     tight = channels <= 4 and node.inputs[0] not in lowering.pixel
     source = lowering.pixel_of(node.inputs[0], border=border, tight=tight)
-    epilogue = Epilogue(lowering, node)
-    if epilogue.residual:
-        lowering.pixel_of(epilogue.residual)
-    macs = n * filters * weight.shape[1] * window.taps * math.prod(window.outputs)
-    writer = lowering.start(node, macs=macs)
     offset = source.offset - border[0] * source.strides[2] - border[1] * source.strides[3]
-    x = writer.pointer(replace(source, offset=offset))
-    residual, strides = _residual(lowering, writer, epilogue.residual, graph.shape(node.outputs[0]))
-    y = lowering.write(writer, node.outputs[0], restrict=not strides)
-    _share_residual(lowering, writer, epilogue.residual, x, y)
-    joined = _is_joined(window, n, source, y.view, strides)
     fields = {
-        "images": 1 if joined else n,
-        "rows": 1 if joined else window.outputs[0],
-        "columns": n * math.prod(window.outputs) if joined else window.outputs[1],
         "tap_rows": window.kernel[0],
         "tap_columns": window.kernel[1],
         "x_image": source.strides[0],
@@ -140,14 +134,40 @@ def _emit_dense(lowering: Lowering, node: Node, window: Window) -> None:
         "x_column": source.strides[3] * window.strides[1],
         "x_tap_row": source.strides[2] * window.dilations[0],
         "x_tap_column": source.strides[3] * window.dilations[1],
+    }
+    depth = channels
+    if source.strides[3] == channels and node.attrs.get("group", 1) == 1 and window.dilations[1] == 1:
+        # The taps of a row lie one behind another: one long tap.
+        depth, fields["tap_columns"] = channels * window.kernel[1], 1
+    return replace(source, offset=offset), fields, depth
+
+
+def _emit_dense(lowering: Lowering, node: Node, window: Window) -> None:
+    """Any convolution whose groups are few: a product whose rows are output columns."""
+    graph = lowering.graph
+    n = graph.shape(node.inputs[0])[0]
+    weight = graph.constants[node.inputs[1]]
+    filters, groups = weight.shape[0], node.attrs.get("group", 1)
+    source, reads, depth = dense_reads(lowering, node, window)
+    epilogue = Epilogue(lowering, node)
+    if epilogue.residual:
+        lowering.pixel_of(epilogue.residual)
+    macs = n * filters * weight.shape[1] * window.taps * math.prod(window.outputs)
+    writer = lowering.start(node, macs=macs)
+    x = writer.pointer(source)
+    residual, strides = residual_of(lowering, writer, epilogue.residual, graph.shape(node.outputs[0]))
+    y = lowering.write(writer, node.outputs[0], restrict=not strides)
+    share_residual(lowering, writer, epilogue.residual, x, y)
+    joined = _is_joined(window, n, source, y.view, strides)
+    fields = {
+        "images": 1 if joined else n,
+        "rows": 1 if joined else window.outputs[0],
+        "columns": n * math.prod(window.outputs) if joined else window.outputs[1],
+        **reads,
         "lanes": lanes_of(y.view, lowering.vector),
         **pixel_strides("y", y.view),
         **strides,
     }
-    depth = channels
-    if source.strides[3] == channels and groups == 1 and window.dilations[1] == 1:
-        # The taps of a row lie one behind another: one long tap.
-        depth, fields["tap_columns"] = channels * window.kernel[1], 1
     parts = product_parts(lowering, writer, node, epilogue, fields, weight, depth, groups)
     kernel = "x".join(map(str, window.kernel))
     writer.step.kernel = f"convolution {kernel}, tile {parts.tile}"

@@ -8,7 +8,7 @@ from featherweight.compiler.conv_parts import Epilogue, headers, initialiser
 from featherweight.compiler.convert import has_planes
 from featherweight.compiler.emit_elementwise import share_memory
 from featherweight.compiler.emit_sparse import (
-    bias_of,
+    bias_values,
     define_depthwise,
     part_table,
     planar_fields,
@@ -34,7 +34,7 @@ def emit_planar_depthwise(lowering: Lowering, node: Node) -> None:
     epilogue.define(channels)
     x = writer.pointer(source)
     w = writer.constant(graph.constants[node.inputs[1]].reshape(-1))
-    bias = writer.constant(bias_of(lowering, node, channels))
+    bias = writer.constant(bias_values(lowering, node, channels))
     aux = epilogue.aux(writer, channels, 1)
     y = lowering.write(writer, node.outputs[0])
     function = define_depthwise(lowering, window, epilogue)

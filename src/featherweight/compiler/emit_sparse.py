@@ -10,6 +10,7 @@ from featherweight.compiler.conv_parts import Epilogue, headers, initialiser
 from featherweight.compiler.graph import Node
 from featherweight.compiler.lower import Lowering, emits_planar
 from featherweight.compiler.pack_sparse import SparseWeights, plan_stripes, sparse_weights
+from featherweight.compiler.passes.sparse import MIN_ZEROS
 from featherweight.compiler.program import StepWriter, View
 from featherweight.compiler.tiles import registers
 from featherweight.compiler.windows import Window, conv_window
@@ -48,7 +49,7 @@ def emit_sparse_conv(lowering: Lowering, node: Node) -> None:
         # Stripes are shared before rows are: each thread reads all weights then, but a part of the pixels.
         wide = min(wide, max(4, -(-vectors // lowering.threads)))
     few = n * -(-vectors // wide) < 4 * lowering.threads
-    writer.step.kernel = f"sparse 1x1, {1 - (weight != 0).mean():.0%} zeros" + _blocks(plan.rows)
+    writer.step.kernel = f"{_name(weight)} zeros" + _blocks(plan.rows)
     bias = lowering.graph.constant(node.input(2))
     parts = lowering.threads if few else 1
     packed = sparse_weights(weight, bias, plane, plan.rows, plan.groups, parts)
@@ -66,6 +67,11 @@ def emit_sparse_conv(lowering: Lowering, node: Node) -> None:
         )
         pointers = f"{x.var}, {aux}, {residual}, {y.var}"
         writer.line(f"{function}(&shape{index}, parts{index}, {pointers}, tid, threads);")
+
+
+def _name(weight: np.ndarray) -> str:
+    zeros = 1 - (weight != 0).mean()
+    return f"{'sparse' if zeros >= MIN_ZEROS else 'planar'} 1x1, {zeros:.0%}"
 
 
 def _blocks(rows: int) -> str:
@@ -108,13 +114,13 @@ def emit_sparse_block(lowering: Lowering, node: Node) -> None:
     vectors = plane // lowering.vector
     macs = int((weight != 0).sum()) * height * width + len(weight) * window.taps * math.prod(window.outputs)
     writer = lowering.start(node, macs=n * macs)
-    writer.step.kernel = f"sparse 1x1, {1 - (weight != 0).mean():.0%} zeros, with planar depthwise"
+    writer.step.kernel = f"{_name(weight)} zeros, with planar depthwise"
     for end in ends:
         end.define(len(weight))
     x = writer.pointer(source)
     aux = [end.aux(writer, len(weight), 1) for end in ends]
     w = writer.constant(graph.constants[second.inputs[1]].reshape(-1))
-    bias = writer.constant(bias_of(lowering, second, len(weight)))
+    bias = writer.constant(bias_values(lowering, second, len(weight)))
     y = lowering.write(writer, node.outputs[0])
     scratch = writer.scratch("float32", plane * lowering.threads + lowering.vector)
     packed = sparse_weights(weight, graph.constant(first.input(2)), plane, parts=lowering.threads)
@@ -167,7 +173,7 @@ def planar_fields(
     }
 
 
-def bias_of(lowering: Lowering, node: Node, channels: int) -> np.ndarray:
+def bias_values(lowering: Lowering, node: Node, channels: int) -> np.ndarray:
     """Return a convolution's bias, zeros where it has none."""
     value = lowering.graph.constant(node.input(2))
     return np.zeros(channels, np.float32) if value is None else value.reshape(-1)

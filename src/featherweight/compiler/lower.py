@@ -126,6 +126,8 @@ class Lowering:
     def start(self, node: Node, kernel: str = "loops", macs: int = 0) -> StepWriter:
         """Begin a step."""
         step = Step(node.name, node.op, kernel, macs)
+        step.timed = node.attrs.get("timed", ())
+        step.facts = node.attrs.get("facts", {})
         self.program.steps.append(step)
         return StepWriter(self.program, step)
 

@@ -119,13 +119,16 @@ def broadcast(operand: Operand, shape: Sequence[int]) -> tuple[int, ...]:
 @dataclass
 class Step:
     """One C function of the network. Reads and writes are storages; `in_place` pairs (written, read) may
-    share memory."""
+    share memory. `timed` names the forms of parts of the network that its time counts to, `facts` are for the
+    report."""
 
     name: str
     op: str
     kernel: str = "loops"
     macs: int = 0
     tile_key: str = ""
+    timed: tuple[tuple[str, int], ...] = ()
+    facts: dict[str, float | str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     pointers: list[tuple[str, View, bool]] = field(default_factory=list)
     reads: set[int] = field(default_factory=set)

@@ -25,6 +25,7 @@ def layer_report(
     layers = []
     for index, step in enumerate(program.steps):
         layer: dict[str, Any] = {"name": step.name, "op": step.op, "kernel": step.kernel, "macs": step.macs}
+        layer |= step.facts
         if seconds is not None:
             layer["time_ms"] = seconds[index] * 1e3
             layer["gmacs_per_s"] = step.macs / seconds[index] / 1e9 if seconds[index] else 0.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from featherweight.compiler.alternatives import Alternatives
+
 MIN_CHAINS = 8
 """Independent multiply-adds that hide the latency of one: two a cycle, four cycles each."""
 
@@ -34,11 +36,13 @@ class Tiles:
         known: measured choices, (rows, vectors) by the layer's key.
         rank: which candidate a layer without a measured choice gets, 0 for the cheapest by the model.
         seen: the tile that each key got.
+        alternatives: chooses the forms of the network's parts.
     """
 
     known: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     rank: int = 0
     seen: dict[str, Tile] = field(default_factory=dict)
+    alternatives: Alternatives = field(default_factory=Alternatives)
 
     def choose(self, key: str, columns: int, vectors: int, vector: int, integer: bool = False) -> Tile:
         """Return the tile of a layer.

@@ -165,9 +165,10 @@ def wanted_borders(
     borders: dict[str, Border] = {}
     producers = graph.producers()
     for node in graph.nodes:
-        if node.op != "Conv" or node.outputs[0] not in pixel or depth_multiplier(graph, node):
+        conv = node.attrs["expand"] if node.op == "Block" else node
+        if conv is None or conv.op != "Conv" or node.outputs[0] not in pixel or depth_multiplier(graph, conv):
             continue
-        border = conv_border(graph, node)
+        border = conv_border(graph, conv)
         old = borders.get(node.inputs[0], NO_BORDER)
         producer = producers.get(node.inputs[0])
         if any(border) and node.inputs[0] in pixel and producer is not None and producer.op in FRAMED:
@@ -186,4 +187,8 @@ def conv_border(graph: Graph, node: Node) -> Border:
         graph.shape(node.inputs[0])[2:],
         graph.shape(node.outputs[0])[2:],
     )
-    return (window.before[0], window.before[1], window.after[0], window.after[1])
+    below, right = window.after
+    if node.attrs.get("winograd"):
+        # Whole windows of 4x4 outputs are read.
+        below, right = below + -window.outputs[0] % 4, right + -window.outputs[1] % 4
+    return (window.before[0], window.before[1], below, right)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from featherweight.compiler.alternatives import Alternatives, count_time
 from featherweight.compiler.graph import Graph, Node
 from featherweight.compiler.pack_sparse import plan_stripes
 from featherweight.compiler.passes.cut import cheapest_labels
@@ -22,6 +24,9 @@ from featherweight.compiler.vector_expressions import is_vector
 
 MIN_ZEROS = 0.2
 """Networks without a layer of more zeros are not looked at."""
+
+FORBIDDEN = 1e15
+"""Cycles that no network has."""
 
 MIN_PIXELS, MAX_TAPS, MAX_COLUMNS = 16, 25, 256
 
@@ -33,30 +38,100 @@ GATHER_CYCLES, ELEMENT_CYCLES, CONVERT_CYCLES = 2.5, 2.0, 27.0
 """A vector gathered for the first layer, one through a vector loop, and one moved to the other layout."""
 
 
-def mark_planar(graph: Graph, vector: int, measured: Mapping[str, float] | None = None) -> None:
+def mark_planar(graph: Graph, vector: int, alternatives: Alternatives | None = None) -> None:
     """Mark the nodes in place: after element-wise operators are grouped, before they join convolutions.
 
     Args:
         graph: the network.
         vector: floats of a vector register of the target.
-        measured: cycles of layers that were timed, by `layer_key`.
+        alternatives: what was measured of 1x1 layers in either form.
     """
-    sparse = [node for node in graph.nodes if is_pointwise(graph, node)]
-    if not any(zeros_of(graph, node) >= MIN_ZEROS for node in sparse):
+    alternatives = alternatives or Alternatives()
+    pointwise = [node for node in graph.nodes if is_pointwise(graph, node)]
+    if not any(zeros_of(graph, node) >= MIN_ZEROS for node in pointwise):
         return
+    if alternatives.trial == "thin":
+        for node in pointwise:
+            _thin(graph, node)
     kinds = {id(node): _kind(graph, node) for node in graph.nodes}
     nodes = {id(node): node for node in graph.nodes if kinds[id(node)]}
     costs = {
-        number: [
-            _cost(graph, node, "", vector, measured or {}),
-            _cost(graph, node, kinds[number], vector, measured or {}),
-        ]
+        number: [_cost(graph, node, "", vector), _cost(graph, node, kinds[number], vector)]
         for number, node in nodes.items()
     }
+    for number, node in enumerate(pointwise):
+        layer = Layer(graph, node, vector, costs[id(node)][0], costs[id(node)][1])
+        costs[id(node)][1] = layer.sparse_cycles(alternatives)
+        if alternatives.trial:
+            # A layer that costs nothing in one form draws all around it.
+            apart = alternatives.trial == "apart"
+            costs[id(node)] = [0.0, FORBIDDEN] if apart else [FORBIDDEN, 0.0]
+        node.attrs = {**node.attrs, "facts": layer.facts(alternatives), "layer": (layer.key, number)}
     edges = _edges(graph, nodes, costs, vector)
     chosen = cheapest_labels({number: (pair[0], pair[1]) for number, pair in costs.items()}, edges)
     for number in chosen:
         nodes[number].attrs = {**nodes[number].attrs, "planar": kinds[number]}
+    for node in pointwise:
+        key, number = node.attrs["layer"]
+        form = f"z{zeros_of(graph, node):.3f}" if "planar" in node.attrs else "dense"
+        count_time(node, f"{key}-{form}", number)
+
+
+def _thin(graph: Graph, node: Node) -> None:
+    """Zero every other nonzero weight."""
+    weight = graph.constants[node.inputs[1]].copy()
+    flat = weight.reshape(-1)
+    flat[np.flatnonzero(flat)[::2]] = 0
+    graph.constants[node.inputs[1]] = flat.reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A 1x1 layer that may run sparse, with its modelled cycles in either form."""
+
+    graph: Graph
+    node: Node
+    vector: int
+    dense: float
+    sparse: float
+
+    @property
+    def key(self) -> str:
+        """What names the layer's shape in the cache of measured times."""
+        filters, channels = self.graph.shape(self.node.inputs[1])[:2]
+        n, _, h, w = self.graph.shape(self.node.inputs[0])
+        return f"1x1-{self.vector}-{n}x{channels}x{filters}x{h}x{w}"
+
+    def sparse_cycles(self, alternatives: Alternatives) -> float:
+        """Return the cycles of the sparse form, in proportion to the dense form's where both were timed."""
+        zeros = zeros_of(self.graph, self.node)
+        dense = alternatives.seconds.get(f"{self.key}-dense")
+        sparse = alternatives.seconds.get(f"{self.key}-z{zeros:.3f}")
+        return self.dense * sparse / dense if dense and sparse else self.sparse
+
+    def facts(self, alternatives: Alternatives) -> dict[str, float | str]:
+        """Return the share of zeros, and that from which on the sparse form is quicker."""
+        prefix = f"{self.key}-z"
+        points = {
+            float(key.removeprefix(prefix)): seconds
+            for key, seconds in alternatives.seconds.items()
+            if key.startswith(prefix)
+        }
+        dense = alternatives.seconds.get(f"{self.key}-dense")
+        by = "measured" if dense and len(points) > 1 else "model"
+        if by == "model":
+            none = np.zeros_like(self.graph.constants[self.node.inputs[1]])
+            zeros = zeros_of(self.graph, self.node)
+            points = {zeros: self.sparse, 1.0: sparse_cycles(self.graph, self.node, none, self.vector)}
+            dense = self.dense
+        low, high = min(points), max(points)
+        slope = (points[low] - points[high]) / (high - low) if high > low else 0.0
+        even = high - (dense - points[high]) / slope if slope > 0 else 1.0
+        return {
+            "zeros": round(zeros_of(self.graph, self.node), 3),
+            "break_even_zeros": round(min(max(even, 0.0), 1.0), 3),
+            "break_even_by": by,
+        }
 
 
 def planar_tensors(graph: Graph) -> frozenset[str]:
@@ -81,11 +156,11 @@ def zeros_of(graph: Graph, node: Node) -> float:
     return float((graph.constants[node.inputs[1]] == 0).mean())
 
 
-def layer_key(graph: Graph, node: Node, vector: int) -> str:
-    """Return what names a 1x1 layer's shape in the cache of measured times."""
-    filters, channels = graph.shape(node.inputs[1])[:2]
-    n, _, h, w = graph.shape(node.inputs[0])
-    return f"1x1-{vector}-{n}x{channels}x{filters}x{h}x{w}"
+def sparse_cycles(graph: Graph, node: Node, weight: np.ndarray, vector: int) -> float:
+    """Return the modelled cycles of a 1x1 layer with these weights in a planar region."""
+    n, _, rows, columns = graph.shape(node.outputs[0])
+    plan = plan_stripes(weight[:, :, 0, 0], -(-rows * columns // vector), vector, registers(vector))
+    return n * plan.cycles
 
 
 def _kind(graph: Graph, node: Node) -> str:
@@ -129,7 +204,7 @@ def _is_map(graph: Graph, name: str) -> bool:
     )
 
 
-def _cost(graph: Graph, node: Node, kind: str, vector: int, measured: Mapping[str, float]) -> float:
+def _cost(graph: Graph, node: Node, kind: str, vector: int) -> float:
     """Return the cycles of a node: in a planar region where `kind` is given, else channels last."""
     n, filters, rows, columns = graph.shape(node.outputs[0])
     pixels = n * rows * columns
@@ -139,9 +214,7 @@ def _cost(graph: Graph, node: Node, kind: str, vector: int, measured: Mapping[st
     taps = math.prod(weight.shape[2:])
     blocks = -(-filters // vector)
     if kind == "sparse":
-        plan = plan_stripes(weight[:, :, 0, 0], -(-rows * columns // vector), vector, registers(vector))
-        factor = measured.get(f"{layer_key(graph, node, vector)}-sparse", 1.0)
-        return n * plan.cycles * factor
+        return sparse_cycles(graph, node, weight, vector)
     if kind == "depthwise":
         return n * filters * rows * -(-columns // vector) * taps * PLANAR_DEPTHWISE_CYCLES
     if kind == "dense":
@@ -149,10 +222,7 @@ def _cost(graph: Graph, node: Node, kind: str, vector: int, measured: Mapping[st
         return pixels * weight.size / vector * PIXEL_CYCLES + gathered
     if is_depthwise(graph, node):
         return pixels * blocks * taps * PIXEL_DEPTHWISE_CYCLES
-    factor = (
-        measured.get(f"{layer_key(graph, node, vector)}-dense", 1.0) if is_pointwise(graph, node) else 1.0
-    )
-    return pixels * blocks * weight.shape[1] * taps * PIXEL_CYCLES * factor
+    return pixels * blocks * weight.shape[1] * taps * PIXEL_CYCLES
 
 
 def _edges(
