@@ -31,6 +31,9 @@ MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383, "PNG": 2**31 - 1, "TIFF": 2**31 - 1}
 _BLOCK_ROWS = 64
 """Rows handled at a time; for JPEG eight rows of blocks, after which its restart markers begin anew."""
 
+_FILTER_ROWS = 8
+"""Rows of a PNG filtered at a time, which takes some thirty times their bytes."""
+
 _DEFLATE, _PREDICTOR = 8, 2
 
 
@@ -173,9 +176,12 @@ class _Png(_Blocks):
     def block(self, rows: np.ndarray) -> None:
         step = self.sheet.channels * self.sheet.dtype.itemsize
         raw = rows.astype(rows.dtype.newbyteorder(">"), copy=False).reshape(len(rows), -1).view(np.uint8)
-        filtered = _filter_rows(raw, np.concatenate([self._above[None], raw[:-1]]), step)
+        above = np.concatenate([self._above[None], raw[:-1]])
         self._above = raw[-1].copy()
-        self._chunk(b"IDAT", self._deflate.compress(filtered.tobytes()))
+        for start in range(0, len(raw), _FILTER_ROWS):
+            part = slice(start, start + _FILTER_ROWS)
+            filtered = _filter_rows(raw[part], above[part], step)
+            self._chunk(b"IDAT", self._deflate.compress(filtered.tobytes()))
 
     def end(self) -> None:
         self._chunk(b"IDAT", self._deflate.flush())
@@ -282,7 +288,8 @@ class _Tiff(_Blocks):
         ifd[258] = (sheet.dtype.itemsize * 8,) * sheet.channels
         ifd[259], ifd[317] = _DEFLATE, _PREDICTOR
         ifd[262] = 2 if colours == 3 else 1
-        ifd[273], ifd[279] = tuple(self._places), tuple(self._sizes)
+        ifd.tagtype[273] = 4
+        ifd[273], ifd[279] = (0,) * len(self._places), tuple(self._sizes)
         ifd[277], ifd[278], ifd[284] = sheet.channels, _BLOCK_ROWS, 1
         if sheet.channels > colours:
             ifd[338] = 2
@@ -292,9 +299,19 @@ class _Tiff(_Blocks):
             ifd.tagtype[34675] = 7
             ifd[34675] = sheet.icc
         self.stream.seek(place)
-        self.stream.write(ifd.tobytes(place))
+        self.stream.write(_with_places(ifd.tobytes(place), place, self._places))
         self.stream.seek(4)
         self.stream.write(struct.pack("<I", place))
+
+
+def _with_places(content: bytes, start: int, places: list[int]) -> bytes:
+    """Put the places of the strips into a TIFF's directory; Pillow would count them from its end."""
+    raw = bytearray(content)
+    for entry in range(2, 2 + 12 * int.from_bytes(raw[:2], "little"), 12):
+        tag, _, count, value = struct.unpack_from("<HHII", raw, entry)
+        if tag == 273:
+            struct.pack_into(f"<{count}I", raw, entry + 8 if count == 1 else value - start, *places)
+    return bytes(raw)
 
 
 class _Webp:

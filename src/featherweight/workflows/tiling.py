@@ -22,8 +22,9 @@ SAMPLED = 8
 """Tiles in the first look at the averages of the whole."""
 
 MAX_ROUNDS = 5
-SETTLED = 2e-3
-"""Rounds end when no average moves by more than this share of the largest of its layer."""
+SETTLED = 0.1
+"""Rounds end when no average moves by more than this share of the largest of its layer; the next would
+move it by about a seventh of that."""
 
 _LUMA = np.float32([0.299, 0.587, 0.114])
 Progress = Callable[[int], None]
