@@ -34,11 +34,14 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, reverse: bool, *tensors: Tensor | None) -> Tensor:
         u, delta, a, b, c, skip = tensors
         y, state = torch.empty_like(u), u.new_zeros(u.shape[0], a.numel())
-        entering, room = [], _Room(u, a)
-        for part in _segments(u, a, reverse):
+        entering, room = [], None
+        for part in _pieces((y, u, delta, b, c), a, reverse):
             entering.append(state)
-            inputs = u[:, part], delta[:, part], a, b[:, part], c[:, part], skip
-            state = _write_outputs(y[:, part], inputs, state, reverse, room)
+            if part[0].ndim == 3:
+                state = _scan_end(part, a, skip, state, reverse)
+                continue
+            room = room or _Room(part[0], a, reverse)
+            state = room.scan(part, a, skip, state)
         ctx.save_for_backward(*tensors, *entering)
         ctx.reverse = reverse
         return y
@@ -65,88 +68,117 @@ class _Scan(torch.autograd.Function):
         return None, *grads, (grad * u).sum((0, 1))
 
 
-class _Room:
-    """Memory for the decays and states of a segment, used again by the next: fresh memory costs too much.
-
-    It lies step by step, so that one step of all chunks is one run of numbers.
-    """
-
-    def __init__(self, u: Tensor, a: Tensor) -> None:
-        self.like = u
-        self.width = a.shape[::-1]
-        self.kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-    def tensors(self, chunks: int, size: int) -> tuple[Tensor, Tensor]:
-        """Return two tensors `(B, chunks, size, N, D)`."""
-        if (chunks, size) not in self.kept:
-            shape = size, self.like.shape[0], chunks, *self.width
-            self.kept = {
-                (chunks, size): tuple(self.like.new_empty(shape).permute(1, 2, 0, 3, 4) for _ in range(2))
-            }
-        return self.kept[chunks, size]
-
-
 def _segments(u: Tensor, a: Tensor, reverse: bool) -> list[slice]:
     """Cut the sequence, in the order of the scan, into whole chunks but for the end."""
+    step, _ = _plan(u, a)
+    starts = range(0, u.shape[1], step)
+    return [slice(start, start + step) for start in starts][:: -1 if reverse else 1]
+
+
+def _plan(u: Tensor, a: Tensor) -> tuple[int, int]:
+    """Return the tokens of a segment and those of each of its chunks."""
     length = u.shape[1]
     even = length / max(1, round(length * u.shape[0] * a.numel() / NUMBERS))
     size = _chunk_size(even)
-    step = size * math.ceil(even / size)
-    return [slice(start, start + step) for start in range(0, length, step)][:: -1 if reverse else 1]
+    return size * math.ceil(even / size), size
 
 
 def _chunk_size(tokens: float) -> int:
     return max(1, math.isqrt(int(tokens) // 2))
 
 
-def _write_outputs(y: Tensor, inputs: Sequence[Tensor], state: Tensor, reverse: bool, room: _Room) -> Tensor:
-    """Scan one segment into `y`, `(B, S, D)`; return the state `(B, N D)` after it."""
-    length = y.shape[1]
-    size = _chunk_size(length)
-    missing = -length % size
-    if missing:
-        # Steps of length 0 at the end: they keep everything and write nothing.
-        padded = (inputs[i] if i in (2, 5) else F.pad(inputs[i], (0, 0, 0, missing)) for i in range(6))
-        whole = y.new_empty(y.shape[0], length + missing, y.shape[2])
-        state = _write_outputs(whole, tuple(padded), state, reverse, room)
-        y.copy_(whole[:, :length])
+def _pieces(tensors: Sequence[Tensor], a: Tensor, reverse: bool) -> list[tuple[Tensor, ...]]:
+    """Cut sequences `(B, L, K)` into segments in chunks, `(B, chunks, size, K)`, in the order of the scan.
+
+    An end that is shorter than a segment stays `(B, S, K)`.
+    """
+    step, size = _plan(tensors[0], a)
+    length = tensors[0].shape[1]
+    whole = length // step * step
+    columns = []
+    for x in tensors:
+        parts = x[:, :whole].view(len(x), -1, size, x.shape[2]).split(step // size, 1) if whole else ()
+        columns.append((*parts, x[:, whole:]) if whole < length else parts)
+    return list(zip(*columns, strict=True))[:: -1 if reverse else 1]
+
+
+class _Room:
+    """Memory for decays and states of a segment, used again by the next: fresh memory costs too much.
+
+    It lies step by step, so that one step of all chunks is one run of numbers.
+
+    Args:
+        like: a segment, `(B, chunks, size, D)`.
+        a: rates, `(D, N)`.
+        reverse: begin at the end.
+    """
+
+    def __init__(self, like: Tensor, a: Tensor, reverse: bool) -> None:
+        batch, chunks, size, _ = like.shape
+        shape = size, batch, chunks, *a.shape[::-1]
+        self.decay, self.states = (like.new_empty(shape).permute(1, 2, 0, 3, 4) for _ in range(2))
+        self.chunks = _Chunks(self.decay.flatten(3), self.states.flatten(3), reverse)
+
+    def scan(self, part: Sequence[Tensor], a: Tensor, skip: Tensor | None, state: Tensor) -> Tensor:
+        """Fill the first tensor of `part` from the others; return the state after it, `(B, N D)`."""
+        y, u, delta, b, c = part
+        torch.mul(delta.unsqueeze(3), a.t(), out=self.decay).exp_()
+        if a.shape[1] == 1:
+            torch.mul(delta, u, out=self.states[:, :, :, 0]).mul_(b)
+            state = self.chunks.advance(state)
+            torch.mul(self.states[:, :, :, 0], c, out=y)
+        else:
+            torch.mul((delta * u).unsqueeze(3), b.unsqueeze(4), out=self.states)
+            state = self.chunks.advance(state)
+            torch.sum(self.states.mul_(c.unsqueeze(4)), 3, out=y)
+        if skip is not None:
+            y.addcmul_(u, skip)
         return state
-    u, delta, a, b, c, skip = inputs
-    y, u, delta, b, c = (x.view(len(x), -1, size, x.shape[2]) for x in (y, u, delta, b, c))
-    decay, states = room.tensors(length // size, size)
-    torch.mul(delta.unsqueeze(3), a.t(), out=decay).exp_()
-    if states.shape[3] == 1:
-        torch.mul(delta, u, out=states[:, :, :, 0]).mul_(b)
-    else:
-        torch.mul((delta * u).unsqueeze(3), b.unsqueeze(4), out=states)
-    state = _advance(decay.flatten(3), states.flatten(3), state, reverse)
-    if states.shape[3] > 1:
-        torch.sum(states.mul_(c.unsqueeze(4)), 3, out=y)
-    else:
-        torch.mul(states[:, :, :, 0], c, out=y)
-    if skip is not None:
-        y.addcmul_(u, skip)
+
+
+def _scan_end(part: Sequence[Tensor], a: Tensor, skip: Tensor | None, state: Tensor, reverse: bool) -> Tensor:
+    """Do what `_Room.scan` does with any number of tokens: more, of length 0, keep all and write nothing."""
+    length = part[0].shape[1]
+    size = _chunk_size(length)
+    padded = [F.pad(x, (0, 0, 0, -length % size)).view(len(x), -1, size, x.shape[2]) for x in part]
+    state = _Room(padded[0], a, reverse).scan(padded, a, skip, state)
+    part[0].copy_(padded[0].flatten(1, 2)[:, :length])
     return state
 
 
-def _advance(decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> Tensor:
-    """Turn what each token writes, `(B, chunks, size, W)`, into states, in place; return the last one."""
-    order = slice(None, None, -1 if reverse else 1)
-    keeps, writes = decay.unbind(2)[order], drive.unbind(2)[order]  # each (B, chunks, W)
-    end = writes[0].clone()
-    for keep, write in zip(keeps[1:], writes[1:], strict=True):
-        torch.addcmul(write, keep, end, out=end)
-    kept = decay.prod(2)
-    batch, chunks, width = end.shape
-    entering = end.new_empty(batch, chunks + 1, width)  # the state before each chunk, and after the last
-    places = entering.unbind(1)[order]
-    places[0].copy_(state)
-    for index, (keep, last) in enumerate(zip(kept.unbind(1)[order], end.unbind(1)[order], strict=True)):
-        torch.addcmul(last, keep, places[index], out=places[index + 1])
-    previous = entering[:, 1:] if reverse else entering[:, :-1]
-    for keep, write in zip(keeps, writes, strict=True):
-        previous = write.addcmul_(keep, previous)
-    return places[-1].clone()
+class _Chunks:
+    """Chunks of tokens that advance together; every view of them is made once.
+
+    Args:
+        decay: what each token keeps, `(B, chunks, size, W)`.
+        drive: what each token writes; states take its place.
+        reverse: begin at the end.
+    """
+
+    def __init__(self, decay: Tensor, drive: Tensor, reverse: bool) -> None:
+        order = slice(None, None, -1 if reverse else 1)
+        batch, chunks, _, width = drive.shape
+        self.decay = decay
+        self.keeps, self.writes = (x.unbind(2)[order] for x in (decay, drive))  # each (B, chunks, W)
+        self.end, self.kept = (drive.new_empty(batch, chunks, width) for _ in range(2))
+        entering = drive.new_empty(batch, chunks + 1, width)  # the state before each chunk, and the last
+        self.ends, self.kepts, self.places = (x.unbind(1)[order] for x in (self.end, self.kept, entering))
+        self.entering = entering[:, 1:] if reverse else entering[:, :-1]
+
+    def advance(self, state: Tensor) -> Tensor:
+        """Turn what each token writes into states, in place; return the last one, `(B, W)`."""
+        end = self.end.copy_(self.writes[0])
+        for keep, write in zip(self.keeps[1:], self.writes[1:], strict=True):
+            torch.addcmul(write, keep, end, out=end)
+        torch.prod(self.decay, 2, out=self.kept)
+        self.places[0].copy_(state)
+        steps = zip(self.ends, self.kepts, self.places[:-1], self.places[1:], strict=True)
+        for last, keep, before, after in steps:
+            torch.addcmul(last, keep, before, out=after)
+        previous = self.entering
+        for keep, write in zip(self.keeps, self.writes, strict=True):
+            previous = write.addcmul_(keep, previous)
+        return self.places[-1].clone()
 
 
 def _states(
@@ -167,7 +199,7 @@ def _advance_tokens(decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) 
     if missing:
         # Tokens that keep everything and write nothing.
         decay, drive = F.pad(decay, (0, 0, 0, missing), value=1.0), F.pad(drive, (0, 0, 0, missing))
-    _advance(decay.unflatten(1, (-1, size)), drive.unflatten(1, (-1, size)), state, reverse)
+    _Chunks(decay.unflatten(1, (-1, size)), drive.unflatten(1, (-1, size)), reverse).advance(state)
     return drive[:, :length]
 
 
