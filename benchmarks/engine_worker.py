@@ -49,7 +49,7 @@ def with_litert(job: dict[str, Any], x: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def with_torch(job: dict[str, Any], x: np.ndarray) -> Callable[[], np.ndarray]:
-    """Run the module itself, channels last; compiled by torch's inductor where the engine is torch.compile."""
+    """Run the module itself, channels last; torch.compile runs it through inductor first."""
     import torch
 
     from engine_files import make_module

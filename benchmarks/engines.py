@@ -1,9 +1,9 @@
 """Time one ONNX file in several engines, batch 1: our compiler, onnxruntime, OpenVINO, LiteRT and torch.
 
 Every network becomes a float32 file, an int8 (QDQ) file and, for some, files with 80 and 90 % of the 1x1
-weights zero, all with random weights; all engines read the same file and take turns. A row tells how many times
-as fast as the quickest peer an engine is, and what share of the machine's measured peak of multiply-adds it
-reaches; zeros count as multiply-adds, for the peers multiply them.
+weights zero, all with random weights; all engines read the same file and take turns. A row tells how many
+times as fast as the quickest peer an engine is, and what share of the machine's peak of multiply-adds, measured,
+it reaches; zeros count as multiply-adds, for the peers multiply them.
 
     python benchmarks/engines.py                                   # the usual networks in all forms
     python benchmarks/engines.py mobilenetv2_100 timm/repvit_m0_9.dist_in1k --threads 2
@@ -235,8 +235,8 @@ def main(
     chosen = tuple(name for name in peers.split(",") if name)
     if clock not in CLOCKS or (clock == "cpu" and max(counts) > 1) or set(chosen) - set(PEERS):
         console.print(
-            f"[red]Clock '{clock}' with {counts} threads, peers {peers}. Expected wall, or cpu with 1 thread; "
-            f"peers among {', '.join(PEERS)}.[/red]"
+            f"[red]Clock '{clock}' with {counts} threads, peers {peers}. Expected wall, or cpu with 1 "
+            f"thread; peers among {', '.join(PEERS)}.[/red]"
         )
         raise typer.Exit(2)
     options = Options(1 if prepare else runs, seconds, clock, tune, chosen, litert)

@@ -30,8 +30,13 @@ def file(tmp_path):
     return path
 
 
+def call(engines, networks, threads, out, clock="wall", peers="openvino,litert", prepare=False):
+    """Run the program for some turns."""
+    engines.main(networks, threads, ["float32"], False, peers, "", 6, 5.0, clock, out / "files", prepare, out)
+
+
 def test_all_engines_agree_and_are_stored(engines, file, tmp_path):
-    engines.main([str(file)], [1], None, False, False, 6, 5.0, "wall", tmp_path / "out")
+    call(engines, [str(file)], [1], tmp_path / "out")
     (table,) = (tmp_path / "out").glob("*.csv")
     rows = list(csv.DictReader(table.open()))
     assert {row["engine"] for row in rows} >= {"featherweight", "onnxruntime"}
@@ -54,10 +59,50 @@ def test_the_summary_is_a_geometric_mean(engines):
 def test_bad_requests_end_with_code_2(engines, file, tmp_path):
     for names, threads, clock in (([str(file)], [2], "cpu"), (["no_such_network"], [1], "wall")):
         with pytest.raises(typer.Exit) as stop:
-            engines.main(names, threads, None, False, False, 5, 1.0, clock, tmp_path)
+            call(engines, names, threads, tmp_path, clock)
         assert stop.value.exit_code == 2
 
 
 def test_the_input_is_noise_with_a_batch_of_one(engines, file):
     name, x = engines.fixed_input(file)
     assert name == "image" and x.shape == (1, 3, 8, 8) and np.std(x) > 0.5
+
+
+def test_absent_peers_are_told(engines, file, tmp_path, capsys, caplog):
+    call(engines, [str(file)], [1], tmp_path / "out", peers="litert,torch.compile")
+    out = capsys.readouterr().out
+    assert out.count(" absent ") == 2 and "litert" in out and "takes networks by name" in caplog.text
+
+
+def test_an_unknown_peer_ends_with_code_2(engines, file, tmp_path):
+    with pytest.raises(typer.Exit) as stop:
+        call(engines, [str(file)], [1], tmp_path, peers="openvion")
+    assert stop.value.exit_code == 2
+
+
+def test_sparse_files_have_the_zeros_of_their_name(engines, tmp_path):
+    files = importlib.import_module("engine_files")
+    dense, sparse = (files.make_module("mobilenetv2_035", form) for form in ("float32", "sparse90"))
+    for name, weight in sparse.state_dict().items():
+        zeros = float((weight == 0).float().mean())
+        pointwise = weight.ndim == 4 and weight.shape[2:] == (1, 1)
+        assert not pointwise or abs(zeros - 0.9) < 0.01, name
+        assert pointwise or torch.equal(weight, dense.state_dict()[name]), name
+
+
+def test_a_worker_answers_and_takes_turns(engines, tmp_path):
+    peers, files = (importlib.import_module(name) for name in ("engine_peers", "engine_files"))
+    file = files.File("mobilenetv2_035", "float32", tmp_path / "net.onnx")
+    x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    worker = peers.Worker("torch", peers.Task(file, "image", x, 1, tmp_path))
+    try:
+        with torch.inference_mode():
+            expected = files.make_module("mobilenetv2_035", "float32")(torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(worker.answer, expected, atol=1e-5)
+        assert 0 < worker.turn("wall") < 60_000
+    finally:
+        worker.close()
+    with pytest.raises(RuntimeError, match="no_such_network"):
+        peers.Worker(
+            "torch", peers.Task(files.File("no_such_network", "float32", file.path), "x", x, 1, tmp_path)
+        )

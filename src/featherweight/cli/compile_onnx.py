@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -41,8 +41,12 @@ def compile_onnx(
         print_json(report)
         return
     timed = "time_ms" in report
+    sparse = any("break_even_zeros" in layer for layer in report["layers"])
     print_table(
-        ("layer", "operator", "kernel", ">MACs", ">ms", ">GMAC/s", ">of peak"),
+        (
+            *("layer", "operator", "kernel", ">MACs", ">ms", ">GMAC/s", ">of peak"),
+            *((">zeros", ">break-even") if sparse else ()),
+        ),
         [
             (
                 layer["name"],
@@ -52,6 +56,7 @@ def compile_onnx(
                 f"{layer['time_ms']:.3f}" if timed else "-",
                 f"{layer['gmacs_per_s']:.1f}" if timed and layer["macs"] else "-",
                 f"{layer['share_of_peak']:.0%}" if "share_of_peak" in layer else "-",
+                *(_sparsity(layer) if sparse else ()),
             )
             for layer in report["layers"]
         ],
@@ -66,3 +71,11 @@ def compile_onnx(
         print_text(
             f"Largest difference from onnxruntime: {report['max_relative_error']:.2g} of the largest output."
         )
+
+
+def _sparsity(layer: dict[str, Any]) -> tuple[str, str]:
+    """Return the share of zero weights, and that from which on they are skipped; "~" marks a modelled one."""
+    if "break_even_zeros" not in layer:
+        return "-", "-"
+    mark = "" if layer["break_even_by"] == "measured" else "~"
+    return f"{layer['zeros']:.0%}", f"{mark}{layer['break_even_zeros']:.0%}"
