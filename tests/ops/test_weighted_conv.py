@@ -30,7 +30,7 @@ def naive_density(place: tuple[int, ...], taps: int, values: tuple[float, ...]) 
 @pytest.mark.parametrize("dims", [1, 2, 3])
 @pytest.mark.parametrize("taps", [1, 3, 5])
 @torch.no_grad()
-def test_output_is_the_naive_weighted_sum(dims, taps):
+def test_parity_with_a_naive_weighted_sum(dims, taps):
     torch.manual_seed(0)
     values = (0.3, 1.4, 0.8)[: taps // 2]
     layer = KINDS[dims][0](2, 3, taps, stride=2, padding=taps // 2, density=values)

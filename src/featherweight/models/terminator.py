@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featherweight.blocks.classifier import Classifier
+from featherweight.errors import UsageError
 from featherweight.ops.hyperzzw import (
     RUNNING,
     ContextKernel,
@@ -257,12 +258,13 @@ class Terminator(Classifier):
         omega0: scale of the kernels' frequencies.
         statistics: of eval mode, `"running"` or, as officially, of the `"batch"`.
         stem_stride: side of the squares of pixels that are averaged first.
+        depth: blocks, the first ones of the five.
         in_chans: channels of the image.
         drop_path_rate: has no effect; there is no residual.
         **kwargs: see `Classifier`.
 
     Raises:
-        UsageError: omega0 is not positive, or the statistics are unknown.
+        UsageError: omega0 is not positive, the statistics are unknown, or depth is not 1 to 5.
 
     >>> sum(p.numel() for p in Terminator(num_classes=10).parameters())
     1336855
@@ -275,18 +277,21 @@ class Terminator(Classifier):
         omega0: float = 1.0,
         statistics: str = RUNNING,
         stem_stride: int = 1,
+        depth: int = len(MULTIPLES),
         in_chans: int = 3,
         drop_path_rate: float = 0.0,
         **kwargs: Any,
     ) -> None:
+        if not 1 <= depth <= len(MULTIPLES):
+            raise UsageError(f"Got depth={depth}; expected 1 to {len(MULTIPLES)} blocks.")
         settings = {"side": -(-side // stem_stride), "omega0": omega0, "statistics": statistics}
-        outputs = _output_channels(width)
+        outputs, all_feeds = _output_channels(width)[:depth], FEEDS[:depth]
         pool = nn.AvgPool2d(stem_stride, ceil_mode=True) if stem_stride > 1 else nn.Identity()
         body: list[nn.Module] = [pool]
         carried: list[int] = []  # blocks whose outputs come along behind the last one's
-        for index, (out, feeds) in enumerate(zip(outputs, FEEDS, strict=True)):
+        for index, (out, feeds) in enumerate(zip(outputs, all_feeds, strict=True)):
             inputs = [index - 1, *carried]
-            later = {block for feed in FEEDS[index + 1 :] for block in feed if block < index}
+            later = {block for feed in all_feeds[index + 1 :] for block in feed if block < index}
             carried = sorted(later, reverse=True)
             body.append(
                 SlowFastBlock(
