@@ -2,8 +2,8 @@
 
 Every network becomes a float32 file, an int8 (QDQ) file and, for some, files with 80 and 90 % of the 1x1
 weights zero, all with random weights; all engines read the same file and take turns. A row tells how many
-times as fast as the quickest peer an engine is, and what share of the machine's peak of multiply-adds, measured,
-it reaches; zeros count as multiply-adds, for the peers multiply them.
+times as fast as the quickest peer an engine is, and what share of the machine's peak it reaches: multiply-adds
+of a loop that does nothing else, measured. Zeros count: the peers multiply them.
 
     python benchmarks/engines.py                                   # the usual networks in all forms
     python benchmarks/engines.py mobilenetv2_100 timm/repvit_m0_9.dist_in1k --threads 2
