@@ -24,7 +24,7 @@ MAX_FOLDED_WORK = 2**24
 MAX_SHAPE_DATA = 4096
 """Elements of a constant that is shown to shape inference; larger ones are weights."""
 
-MALFORMED = (AttributeError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError)
+MALFORMED = (ArithmeticError, AttributeError, IndexError, KeyError, MemoryError, TypeError, ValueError)
 """What a node of the wrong form raises below: missing inputs, attributes of other types or sizes."""
 
 NEVER_FOLDED = frozenset(

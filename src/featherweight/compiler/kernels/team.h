@@ -45,7 +45,9 @@ static inline void fw_barrier(fw_team *t) {
 }
 
 static inline void fw_team_steps(fw_team *t, int tid) {
-    for (int i = t->first; i < t->last; i++) {
+    /* Read once: behind the last barrier the caller may already have begun the next run. */
+    const int last = t->last;
+    for (int i = t->first; i < last; i++) {
         t->work(t->context, i, tid, t->size);
         fw_barrier(t);
     }
