@@ -81,10 +81,10 @@ def test_a_converted_layer_is_the_plain_one(sizes):
     x = torch.randn(2, sizes[0], 14, 13)
     for kwargs in ({}, {"kernel_num": 64, "param_ratio": 2}, {"kernel_num": 1}, {"kernel_num": None}):
         layer = FDConv2d.from_conv(conv, **kwargs).eval()
-        assert relative(layer(x), conv(x)) < 1e-4
+        assert relative(layer(x), conv(x)) < 1e-5
     twin = FDConv2d(*sizes).eval()
     twin.load_state_dict(conv.state_dict())
-    assert relative(twin(x), conv(x)) < 1e-4
+    assert relative(twin(x), conv(x)) < 1e-5
 
 
 def test_sizes_of_a_layer():
@@ -165,7 +165,7 @@ def test_training_on_one_image_and_on_tokens():
     tokens = FDLinear.from_conv(linear).eval()
     for shape in ((3, 20), (3, 7, 20), (2, 5, 4, 20)):
         x = torch.randn(shape)
-        assert relative(tokens(x), linear(x)) < 1e-4
+        assert relative(tokens(x), linear(x)) < 1e-5
 
 
 @torch.no_grad()
@@ -176,17 +176,17 @@ def test_hosts_keep_their_answers():
         (torchvision.models.resnet18(num_classes=5), {}, 16),
         (
             torchvision.models.convnext_tiny(num_classes=5),
-            {"where": "features.7.*.block.[35]", "linear": True},
-            6,
+            {"where": "features.1.[01].block.[35]", "linear": True},
+            4,
         ),
-        (torchvision.models.swin_t(num_classes=5), {"where": "features.7.*.mlp.[03]", "linear": True}, 4),
+        (torchvision.models.swin_t(num_classes=5), {"where": "features.1.*.mlp.[03]", "linear": True}, 4),
     ]
     for model, kwargs, layers in hosts:
         model.eval()
         expected = model(x)
         replace_convs(model, "fdconv", kernel_num=8, **kwargs)
         assert sum(isinstance(m, FDConv2d) for m in model.modules()) == layers
-        assert relative(model(x), expected) < 1e-3
+        assert relative(model(x), expected) < 1e-4
 
 
 def test_costs_name_the_transforms():

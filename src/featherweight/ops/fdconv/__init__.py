@@ -16,8 +16,9 @@ Shapes:
     1x1 form with the places between as one map.
 
 Differs:
-    The head of the output filters starts near zero like the others; the released code means to but tests
-    another attribute, and so changes a pretrained layer by 1 to 5 %. `param_reduction` keeps the scale of the
+    All heads start at zero, so that a converted layer is the plain one until it is trained. The released code
+    draws them about 1e-6 and misses the head of the output filters, for it tests another attribute: that
+    changes a pretrained layer by 1 to 5 %. `param_reduction` keeps the scale of the
     kernel (the released code forgets it). Kernels of any size, groups, odd widths, one group of frequencies,
     groups that do not divide the frequencies, and training on one image work, where the released code fails:
     a grouped layer takes the blocks on the diagonal of the local factors, a batch of one uses the running

@@ -1,6 +1,6 @@
 """What each image does to the kernel and to the map of a frequency dynamic convolution: three small networks.
 
-All heads start near zero, where every factor is 1, so that a converted layer begins as the plain one.
+All heads start at zero, where every factor is 1, so that a converted layer begins as the plain one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda t: 2 * t.sigmoid(),
     "tanh": lambda t: 1 + t.tanh(),
 }
-"""Both are 1 at 0, so that heads near zero change nothing."""
+"""Both are 1 at 0, so that heads of zeros change nothing."""
 
-NEAR_ZERO = 1e-6
 GRID = 64
 """Side of the grid on which the masks of the bands are drawn, in frequencies."""
 
@@ -95,7 +94,7 @@ class GlobalModulation(nn.Module):
         self.kernel_fc = nn.Conv2d(hidden, frequencies, 1) if frequencies > 1 else None
         nn.init.kaiming_normal_(self.fc.weight, mode="fan_out", nonlinearity="relu")
         for head in self.heads():
-            nn.init.normal_(head.weight, std=NEAR_ZERO)
+            nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
     def heads(self) -> list[nn.Conv2d]:
@@ -146,7 +145,7 @@ class LocalModulation(nn.Module):
         self.norm = nn.LayerNorm(cin)
         taps = math.prod(layer.kernel_size)
         self.conv = nn.Conv1d(1, layer.out_channels * taps, side, padding=side // 2, bias=False)
-        nn.init.constant_(self.conv.weight, NEAR_ZERO)
+        nn.init.zeros_(self.conv.weight)
 
     def forward(self, mean: Tensor) -> Tensor:
         """`(N, Cin, 1, 1)` to `(N, Cout, Cin / groups, kh, kw)`."""
@@ -165,7 +164,7 @@ class LocalModulation(nn.Module):
 class BandModulation(nn.Module):
     """Split a map into frequency bands and add them up again, each times a factor for each place.
 
-    `(N, C, H, W)` to the same shape, unchanged as long as the heads are near zero.
+    `(N, C, H, W)` to the same shape, unchanged as long as the heads are zero.
 
     Args:
         channels: of the map.
@@ -186,7 +185,7 @@ class BandModulation(nn.Module):
             for _ in range(len(bands.cutoffs) + bands.weigh_lowest)
         )
         for head in self.heads:
-            nn.init.normal_(head.weight, std=NEAR_ZERO)
+            nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
         rows, columns = torch.fft.fftfreq(GRID).abs(), torch.fft.rfftfreq(GRID)
         highest = torch.maximum(rows[:, None], columns)
