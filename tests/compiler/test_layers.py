@@ -182,6 +182,25 @@ def inverted_residuals():
     return graph(*layers, inputs={"x": [2, 3, 18, 15]}, outputs={"y": [2, 12, 9, 8]}, **clip)
 
 
+def stems_and_gates():
+    """Blocks that begin with a wide convolution, and blocks whose last layer is not theirs."""
+    return graph(
+        conv("x", "s", noise(20, 3, 3, 3), strides=[2, 2]),
+        node("Relu", ["s"], ["sr"]),
+        conv("sr", "d", noise(20, 1, 5, 5), group=20),
+        node("GlobalAveragePool", ["d"], ["g"]),
+        node("Mul", ["d", "g"], ["m"]),
+        conv("m", "e", noise(36, 20, 3, 3), dilations=[2, 1], pads=[2, 1, 2, 1]),
+        node("Sigmoid", ["e"], ["es"]),
+        conv("es", "f", noise(36, 1, 3, 3), group=36, strides=[2, 2]),
+        conv("m", "h", noise(9, 20, 1, 1), strides=[2, 2]),
+        conv("h", "i", noise(9, 1, 3, 3), group=9),
+        node("Concat", ["f", "i"], ["y"], axis=1),
+        inputs={"x": [2, 3, 18, 15]},
+        outputs={"y": [2, 45, 5, 4]},
+    )
+
+
 GRAPHS = {
     maker.__name__: maker
     for maker in (
@@ -228,9 +247,10 @@ def test_vectors_of_eight_equal_onnxruntime(name, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_fused_blocks_equal_onnxruntime(threads, tmp_path, monkeypatch):
+@pytest.mark.parametrize("make", [inverted_residuals, stems_and_gates])
+def test_fused_blocks_equal_onnxruntime(make, threads, tmp_path, monkeypatch):
     monkeypatch.setattr(blocks, "MAP_BYTES", 0)
-    found = check(inverted_residuals, tmp_path, threads=threads)
+    found = check(make, tmp_path, threads=threads)
     assert sum(name.startswith("block of") for name in found) == 3
 
 

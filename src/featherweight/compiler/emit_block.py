@@ -101,7 +101,7 @@ def _macs(lowering: Lowering, node: Node, images: int, window: Window) -> int:
 
 
 def strip_rows(window: Window, step: int, expands: bool, projects: bool) -> tuple[int, int]:
-    """Return a strip's output rows, as many as keep what lies between the layers in the cache, and its floats."""
+    """Return a strip's output rows, so that what lies between the layers fits the cache, and its floats."""
     reach = (window.kernel[0] - 1) * window.dilations[0] + 1
 
     def floats(count: int) -> int:
