@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import assert_parity
+from parity import assert_parity, ruled_state
 from torch import nn
 
 from featherweight.errors import CheckpointError
@@ -23,24 +23,6 @@ from featherweight.registry import create_model
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "efficientformer.npz"
 VARIANTS = ["l1", pytest.param("l3", marks=pytest.mark.slow), pytest.param("l7", marks=pytest.mark.slow)]
-
-
-def ruled_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Fill a state dict by a rule that needs no file: a cosine over the position, scaled by the fan-in."""
-    state = {}
-    for number, (key, shape) in enumerate(shapes.items()):
-        size = int(np.prod(shape))
-        wave = torch.from_numpy(np.cos(0.7 * np.arange(size) ** 1.1 + number)).float().reshape(shape)
-        if key.endswith("running_var"):
-            wave = 1 + 0.5 * wave
-        elif len(shape) > 1:
-            wave = wave * (2 / np.prod(shape[1:])) ** 0.5
-        elif key.endswith("weight"):
-            wave = 1 + 0.3 * wave
-        else:
-            wave = 0.1 * wave
-        state[key] = wave
-    return state
 
 
 def images() -> torch.Tensor:

@@ -1,13 +1,13 @@
 """InceptionNeXt: parity with numbers that the official file gave and with timm, the mixer, folding."""
 
 import json
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import drawn, randomised, relative
 from torch import nn
 
 from featherweight.errors import CheckpointError, UsageError
@@ -18,21 +18,6 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "inceptionnext.npz"
 RECORDED = ("inceptionnext_atto", "inceptionnext_tiny")
 SIZES = ((64, 96), (75, 109))
 CLASSES = 16
-
-
-def drawn(key: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The value of one official parameter: uniform noise seeded by its name, of a size its role needs."""
-    noise = np.random.default_rng(zlib.crc32(key.encode())).random(shape, np.float32) * 2 - 1
-    leaf = key.rpartition(".")[2]
-    if leaf == "running_var" or (leaf == "weight" and len(shape) == 1):
-        noise = 1 + 0.4 * noise
-    elif leaf == "gamma":
-        noise = 0.5 + 0.3 * noise
-    elif leaf == "weight":
-        noise = noise * (4 / np.prod(shape[1:])) ** 0.5
-    else:
-        noise = 0.3 * noise
-    return torch.from_numpy(np.asarray(noise, np.float32))
 
 
 def official_state(name: str) -> dict[str, torch.Tensor]:
@@ -48,20 +33,6 @@ def wave(batch: int, height: int, width: int) -> torch.Tensor:
 
 def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Away from the start, where gains of 1e-6 hide every error of a branch."""
-    generator = torch.Generator().manual_seed(0)
-    for value in model.state_dict().values():
-        if value.is_floating_point():
-            low, high = (0.5, 1.5) if value.ndim == 1 else (-0.2, 0.2)
-            value.copy_(torch.empty(value.shape).uniform_(low, high, generator=generator))
-    return model.eval()
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import relative
 from torch import nn
 
 from featherweight.blocks.ls_conv import LSConv, aggregate
@@ -50,10 +51,6 @@ def recorded(name: str) -> tuple[list[str], torch.Tensor]:
     layout = bytes(np.load(FIXTURE)[f"{name}.layout"]).decode().split("\n")
     noise = np.random.RandomState(0).uniform(-2, 2, (4, 3, 224, 224))
     return layout, torch.from_numpy(noise).float()
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def randomise(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parity import relative
 from torch import nn
 
 from featherweight.errors import CheckpointError
@@ -57,10 +58,6 @@ def wave_images(batch: int, side: int) -> torch.Tensor:
 def recorded_state(name: str) -> dict[str, torch.Tensor]:
     rows = [row.split(" ") for row in np.load(FIXTURE)[f"{name}.keys"].tolist()]
     return ruled_state({key: tuple(map(int, shape)) for key, *shape in rows})
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 @pytest.mark.parametrize("name", RECORDED)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import ruled_state
 from torch import nn
 
 from featherweight.blocks.squeeze_excite import SqueezeExcite
@@ -18,24 +19,6 @@ from featherweight.shrink.fold import fold_batchnorm
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "osnet.npz"
 RECORDED = ("osnet_x0_25", "osnet_x1_0", "osnet_ibn_x1_0", "osnet_ain_x0_25", "osnet_ain_x1_0")
 ALL = list_models("osnet_*")
-
-
-def ruled_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Fill a state dict by a rule that needs no file: a cosine over the position, scaled by the fan-in."""
-    state = {}
-    for number, (key, shape) in enumerate(shapes.items()):
-        size = int(np.prod(shape))
-        wave = torch.from_numpy(np.cos(0.7 * np.arange(size) ** 1.1 + number)).float().reshape(shape)
-        if key.endswith("running_var"):
-            wave = 1 + 0.5 * wave
-        elif len(shape) > 1:
-            wave = wave * (2 / np.prod(shape[1:])) ** 0.5
-        elif key.endswith("weight"):
-            wave = 1 + 0.3 * wave
-        else:
-            wave = 0.1 * wave
-        state[key] = wave
-    return state
 
 
 def official_shapes(name: str) -> dict[str, tuple[int, ...]]:

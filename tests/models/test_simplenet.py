@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parity import ruled_state
 from torch import nn
 
 from featherweight.errors import UsageError
@@ -20,24 +21,6 @@ RECORDED = (
     "simplenet_cifar_5m",
     "simplenet_cifar_5m_extra_pool",
 )
-
-
-def ruled_state(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Fill a state dict by a rule that needs no file: a cosine over the position, scaled by the fan-in."""
-    state = {}
-    for number, (key, shape) in enumerate(shapes.items()):
-        size = int(np.prod(shape))
-        wave = torch.from_numpy(np.cos(0.7 * np.arange(size) ** 1.1 + number)).float().reshape(shape)
-        if key.endswith("running_var"):
-            wave = 1 + 0.5 * wave
-        elif len(shape) > 1:
-            wave = wave * (2 / np.prod(shape[1:])) ** 0.5
-        elif key.endswith("weight"):
-            wave = 1 + 0.3 * wave
-        else:
-            wave = 0.1 * wave
-        state[key] = wave
-    return state
 
 
 def official_shapes(text: str, scale: float, classes: int, indices: list[int]) -> dict[str, tuple[int, ...]]:
