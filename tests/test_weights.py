@@ -215,3 +215,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
     save_file(tiny_net(5).state_dict(), tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match=r"classifier.weight \(5, 8\) for \(4, 8\)"):
         weights.load_checkpoint(tiny_net(), tmp_path / "b.safetensors")
+
+
+def test_official_weights_from_a_file_or_a_checkpoint(tmp_path):
+    net = tiny_net(5)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "net.pth")
+    for source in (tmp_path / "net.pth", str(tmp_path / "net.pth"), {"model": net.state_dict()}):
+        loaded = weights.load_official(tiny_net(5), source)
+        assert torch.equal(loaded.classifier.weight, net.classifier.weight)
+    with pytest.raises(UsageError, match="no official weights"):
+        weights.load_official(torch.nn.Linear(2, 2), tmp_path / "net.pth")

@@ -8,7 +8,7 @@ import os
 import pickle
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -78,6 +78,23 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {error}") from error
+
+
+def load_official(model: nn.Module, source: str | Path | Mapping[str, Any]) -> nn.Module:
+    """Load official weights, every one of them, into a network of ours and return it.
+
+    Args:
+        model: a network that knows its official layout (has a method `load_official`).
+        source: a file, or an opened checkpoint.
+
+    Raises:
+        UsageError: the network knows no official layout.
+        CheckpointError: the file is unreadable or unsafe, or belongs to another network.
+    """
+    if not hasattr(model, "load_official"):
+        raise UsageError(f"{type(model).__name__} knows no official weights. Use its load_state_dict().")
+    model.load_official(read_state_dict(source) if isinstance(source, str | Path) else source)
+    return model
 
 
 def load_pretrained(model: nn.Module, variant: Variant, progress: Progress | None = None) -> Path:

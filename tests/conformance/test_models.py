@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from featherweight.cards import KINDS, Card, all_cards
+from featherweight.errors import UsageError
 from featherweight.measure.count import count
 from featherweight.registry import create_model
 
@@ -237,6 +238,93 @@ def test_onnx_parity_with_dynamic_batch(name, tmp_path):
     for batch in (1, 3):
         x = images(name, batch)
         assert relative(onnx.run_onnx(tmp_path / "m.onnx", x.numpy()), model(x).numpy()) < 1e-4
+
+
+@pytest.mark.parametrize("name", names_of("restore"))
+@torch.no_grad()
+def test_restored_shapes(name):
+    model = build(name)
+    assert model.default_cfg["scale"] == model.scale and model.default_cfg["num_classes"] == 0
+    for batch, grow in ((1, 0), (3, 5), (2, 1 - min(input_size(name)[1:]))):
+        x = images(name, batch, grow=grow)
+        expected = (batch, x.shape[1], *(model.scale * side for side in x.shape[2:]))
+        assert model(x).shape == expected
+    features = model.forward_features(images(name))
+    assert features.shape[:2] == (2, model.num_features)
+    assert model.forward_head(features, pre_logits=True) is features
+    grey = build(name, in_chans=1)(images(name, channels=1))
+    assert grey.shape[1] == 1 and isinstance(model.get_classifier(), nn.Identity)
+    model.reset_classifier(0)
+    for argument in ({"num_classes": 3}, {"drop_rate": 0.1}, {"drop_path_rate": 0.1}, {"global_pool": "avg"}):
+        with pytest.raises(UsageError, match="restores images"):
+            create_model(name, **argument)
+
+
+@pytest.mark.parametrize("name", names_of("restore"))
+@torch.no_grad()
+def test_maps_contract(name):
+    model, x = build(name), images(name, 1, grow=3)
+    maps = build(name, features_only=True)(x)
+    assert len(maps) == len(model.feature_info)
+    for found, info in zip(maps, model.feature_info, strict=True):
+        assert found.shape[1] == info["num_chs"]
+        assert [math.ceil(s / info["reduction"]) for s in x.shape[2:]] == list(found.shape[2:])
+        model.get_submodule(info["module"])
+    chosen = build(name, features_only=True, out_indices=(1, 0))(x)
+    assert [torch.equal(a, b) for a, b in zip(chosen, maps, strict=False)] == [True, True]
+    with pytest.raises(UsageError, match="Feature maps"):
+        create_model(name, features_only=True, out_indices=(99,))
+
+
+@pytest.mark.parametrize("name", names_of("restore"))
+@torch.no_grad()
+def test_fused_restoration_gives_the_same(name):
+    model, x = build(name), images(name, 1)
+    expected, modules = model(x), len(list(model.modules()))
+    assert model.fuse() is model and relative(model(x), expected) < 1e-4
+    assert len(list(model.modules())) <= modules
+    twin = create_model(name).eval()
+    twin.load_official(model.state_dict())
+    assert relative(twin(x), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", names_of("restore"))
+def test_checkpointing_keeps_the_gradients(name):
+    model, x = build(name).train(), images(name, 1)[..., :24, :20]
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(relative(a, b) < 1e-4 for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", names_of("restore"))
+@torch.no_grad()
+def test_open_sizes_in_torch_export_and_onnx(name, tmp_path):
+    onnx = pytest.importorskip("featherweight.export.onnx", reason="export/onnx.py is not there yet")
+    model = build(name).fuse()
+    sizes = {2: torch.export.Dim("height", min=8), 3: torch.export.Dim("width", min=8)}
+    example = images(name, 2)[..., :24, :28].contiguous()
+    program = torch.export.export(
+        model, (example,), dynamic_shapes=({0: torch.export.Dim("batch"), **sizes},)
+    ).module()
+    onnx.export_onnx(model, tmp_path / "m.onnx", tuple(example.shape[1:]), dynamic_size=True)
+    for batch, height, width in ((1, 31, 16), (3, 12, 41)):
+        x = images(name, batch)[..., :height, :width].contiguous()
+        assert relative(program(x), model(x)) < 1e-4
+        assert relative(onnx.run_onnx(tmp_path / "m.onnx", x.numpy()), model(x)) < 1e-4
+
+
+@pytest.mark.parametrize("name", names_of("restore"))
+@torch.no_grad()
+def test_restoration_is_captured_in_one_graph(name):
+    model = build(name)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for size in ((24, 28), (20, 33)):
+        x = images(name, 1)[..., : size[0], : size[1]]
+        assert relative(compiled(x), model(x)) < 1e-4
 
 
 @pytest.mark.parametrize("card", BUILT, ids=lambda card: card.slug)

@@ -26,6 +26,7 @@ from featherweight.cli.predict import predict
 from featherweight.cli.reproduce import reproduce
 from featherweight.cli.show import show
 from featherweight.cli.systems import systems
+from featherweight.cli.train_sr import train_sr
 from featherweight.cli.upscale import upscale
 from featherweight.errors import FeatherweightError
 
@@ -48,6 +49,7 @@ for _name, _verb in {
     "predict": predict,
     "upscale": upscale,
     "evaluate-sr": evaluate_sr,
+    "train-sr": train_sr,
     "compile": compile_onnx,
     "list": list_models,
     "show": show,

@@ -9,19 +9,75 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.augment import Augment as Mixing
 from ..data.augment import mix_batch
 from ..errors import DataError
+from .distill import distillation_loss
+from .losses import classification_loss
 from .recipe import Recipe
 
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """`augment(images uint8 (N, C, H, W), labels (N,), generator) -> (images, targets)`; images come back as
 uint8 or as floats on the same 0 to 255 scale, targets as indices (N,) or probabilities (N, K)."""
+
+
+class BatchSource(Protocol):
+    """What the loop asks of batches: that of any step, and its loss.
+
+    Attributes:
+        local_size: Images of a batch in one process.
+        world: Number of processes.
+        steps_per_epoch: Steps between two epoch ends.
+        side: Longest side in pixels of a batch at full size.
+    """
+
+    local_size: int
+    world: int
+    steps_per_epoch: int
+    side: int
+
+    def get(self, step: int, size: int | None, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """Return (inputs, targets) of `step` and reseed torch's global stream."""
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, teacher: nn.Module | None) -> Tensor:
+        """Return the loss of one batch."""
+
+
+class TrainingData(Protocol):
+    """What the loop asks of training data."""
+
+    def fingerprint(self) -> str:
+        """Return a digest to recognise the same data and the same task on it."""
+
+    def batches(
+        self, recipe: Recipe, augment: Augment | None, model: nn.Module, rank: int, world: int
+    ) -> BatchSource:
+        """Return the batches of one of `world` processes."""
+
+
+class ValidationData(Protocol):
+    """What the loop asks of validation data other than `ArrayData`.
+
+    Attributes:
+        score_name: Name of the score in histories; more is better.
+    """
+
+    score_name: str
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def head(self, count: int) -> ValidationData:
+        """Return the first images."""
+
+    def score(self, model: nn.Module, *, bf16: bool = False) -> tuple[float, float]:
+        """Return (score, loss) of the network in evaluation mode; its mode is put back."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +95,7 @@ class ArrayData:
     labels: Tensor
     mean: Sequence[float]
     std: Sequence[float]
+    score_name: ClassVar[str] = "val_accuracy"
 
     def __post_init__(self) -> None:
         """Check shapes and types.
@@ -66,6 +123,21 @@ class ArrayData:
         stride = max(1, len(self) // 64)
         digest.update(self.images[::stride].contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def head(self, count: int) -> ArrayData:
+        """Return the first `count` images."""
+        return ArrayData(self.images[:count], self.labels[:count], self.mean, self.std)
+
+    def batches(
+        self, recipe: Recipe, augment: Augment | None, model: nn.Module, rank: int = 0, world: int = 1
+    ) -> Batches:
+        """Return the batches of one of `world` processes."""
+        return Batches(self, recipe, augment, num_classes_of(model, self), rank=rank, world=world)
+
+
+def num_classes_of(model: nn.Module, train: ArrayData) -> int:
+    """Return the number of classes: the network's attribute, or else one more than the highest label."""
+    return int(getattr(model, "num_classes", 0) or train.labels.max().item() + 1)
 
 
 def stream_seed(*key: int | str) -> int:
@@ -118,6 +190,7 @@ class Batches:
         self.rank, self.world = rank, world
         self.local_size = min(recipe.batch_size, len(data) // world)
         self.steps_per_epoch = len(data) // (self.local_size * world)
+        self.side = max(data.images.shape[1:3])
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def indices(self, step: int) -> Tensor:
@@ -156,3 +229,14 @@ class Batches:
             images, targets = mix_batch(images, targets, self.num_classes, mixing, generator)
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         return images.contiguous(memory_format=layout), targets
+
+    def loss(self, model: nn.Module, images: Tensor, targets: Tensor, teacher: nn.Module | None) -> Tensor:
+        """Return the recipe's loss of one batch, with the teacher's part if there is one."""
+        recipe, logits = self.recipe, model(images)
+        loss = classification_loss(logits, targets, recipe.label_smoothing)
+        if teacher is None:
+            return loss
+        with torch.no_grad():
+            answers = teacher(images)
+        soft = distillation_loss(logits, answers, recipe.distill_temperature)
+        return (1 - recipe.distill_alpha) * loss + recipe.distill_alpha * soft

@@ -26,7 +26,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from ..errors import CheckpointError, UsageError
-from .batches import ArrayData, Augment, Batches
+from .batches import ArrayData, Augment, TrainingData, ValidationData
 from .checkpoint import clear_states, load_state, load_tensors
 from .memory import keep_freed_memory
 from .plan import Plan, choose_bf16, evaluate, make_plan
@@ -48,8 +48,9 @@ class TrainResult:
 
     Attributes:
         history: One dict per epoch, as in `metrics.jsonl`.
-        best_epoch: 1-based epoch with the highest validation accuracy (the last epoch's weights are kept).
-        val_accuracy: Validation accuracy of the final weights in float32, 0 to 1.
+        best_epoch: 1-based epoch with the highest validation score (the last epoch's weights are kept).
+        val_accuracy: Validation accuracy of the final weights in float32, 0 to 1; for other data than
+            labelled images its score, such as PSNR in dB.
         wall_s: Training time in seconds, summed over interruptions.
         steps: Optimiser steps in all.
     """
@@ -66,8 +67,8 @@ class Job:
     """Everything that a process needs to train; travels to started processes."""
 
     model: nn.Module
-    train: ArrayData
-    val: ArrayData
+    train: TrainingData
+    val: ArrayData | ValidationData
     recipe: Recipe
     augment: Augment | None
     out_dir: Path
@@ -86,8 +87,8 @@ class Job:
 
 def fit_model(
     model: nn.Module,
-    train: ArrayData,
-    val: ArrayData,
+    train: TrainingData,
+    val: ArrayData | ValidationData,
     recipe: Recipe,
     augment: Augment | None,
     out_dir: str | Path,
@@ -101,8 +102,8 @@ def fit_model(
     """Train `model` in place; it ends in evaluation mode with the averaged weights if the recipe has them.
 
     Args:
-        model: Network from (N, C, H, W) to logits (N, K).
-        train: Training images.
+        model: Network from (N, C, H, W) to logits (N, K), or to what the training data's loss takes.
+        train: Training images: `ArrayData`, or `PatchData` for restoration.
         val: Validation images; may be empty.
         recipe: How to train.
         augment: See `batches.Augment`; None trains on the images as they are.
@@ -152,7 +153,7 @@ def _under_torchrun() -> bool:
 
 def _precision(
     model: nn.Module,
-    train: ArrayData,
+    train: TrainingData,
     recipe: Recipe,
     augment: Augment | None,
     out_dir: Path,
@@ -164,7 +165,7 @@ def _precision(
     state = load_state(out_dir) if resume and world == 1 else None
     if state is not None:
         return bool(state.scalars["plan"]["bf16"])
-    batches = Batches(train, recipe, augment, num_classes_of(model, train), world=world)
+    batches = train.batches(recipe, augment, model, 0, world)
     return choose_bf16(model, batches, recipe, teacher)
 
 
@@ -192,17 +193,10 @@ def _train_started(fabric: Fabric, job: Job) -> dict[str, Any]:
     return dataclasses.asdict(_train(fabric, dataclasses.replace(job, model=copy.deepcopy(job.model))))
 
 
-def num_classes_of(model: nn.Module, train: ArrayData) -> int:
-    """Return the number of classes: the network's attribute, or else one more than the highest label."""
-    return int(getattr(model, "num_classes", 0) or train.labels.max().item() + 1)
-
-
 def _train(fabric: Fabric, job: Job) -> TrainResult:
     """Plan or resume, train, and write the final weights; runs in every process."""
     recipe, rank, world = job.recipe, fabric.global_rank, fabric.world_size
-    batches = Batches(
-        job.train, recipe, job.augment, num_classes_of(job.model, job.train), rank=rank, world=world
-    )
+    batches = job.train.batches(recipe, job.augment, job.model, rank, world)
     if rank == 0 and not job.resume:
         clear_states(job.out_dir)
     # Rank 0 reads first: a fall-back to the previous state renames files.
@@ -230,8 +224,9 @@ def _train(fabric: Fabric, job: Job) -> TrainResult:
     finally:
         if isinstance(progress, RichProgress):
             progress.close()
-    scored = [line for line in run.history if line["val_accuracy"] is not None]
-    best = max(scored, key=lambda line: line["val_accuracy"], default={"epoch": len(run.history)})
+    name = job.val.score_name
+    scored = [line for line in run.history if line[name] is not None]
+    best = max(scored, key=lambda line: line[name], default={"epoch": len(run.history)})
     return TrainResult(run.history, best["epoch"], accuracy, wall_s, run.plan.total_steps)
 
 

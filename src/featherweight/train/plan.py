@@ -18,9 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .batches import ArrayData, Batches, normalise
-from .distill import distillation_loss
-from .losses import classification_loss
+from .batches import ArrayData, BatchSource, ValidationData, normalise
 from .recipe import Recipe
 from .schedule import build_optimizer, image_size
 
@@ -79,20 +77,6 @@ class Plan:
         )
 
 
-def training_loss(
-    model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, teacher: nn.Module | None
-) -> Tensor:
-    """Return the recipe's loss of one batch, with the teacher's part if there is one."""
-    logits = model(images)
-    loss = classification_loss(logits, targets, recipe.label_smoothing)
-    if teacher is None:
-        return loss
-    with torch.no_grad():
-        answers = teacher(images)
-    soft = distillation_loss(logits, answers, recipe.distill_temperature)
-    return (1 - recipe.distill_alpha) * loss + recipe.distill_alpha * soft
-
-
 @torch.inference_mode()
 def evaluate(model: nn.Module, data: ArrayData, batch_size: int = 256, *, bf16: bool = False) -> np.ndarray:
     """Return the logits (N, K) of every image as float32, in evaluation mode; the mode is put back."""
@@ -117,6 +101,13 @@ def score(logits: np.ndarray, labels: Tensor) -> tuple[float, float]:
     return accuracy, float(F.cross_entropy(torch.from_numpy(logits), labels))
 
 
+def validate(model: nn.Module, val: ArrayData | ValidationData, *, bf16: bool = False) -> tuple[float, float]:
+    """Return (score, loss) on the validation data; of labelled images accuracy and cross entropy."""
+    if isinstance(val, ArrayData):
+        return score(evaluate(model, val, bf16=bf16), val.labels)
+    return val.score(model, bf16=bf16)
+
+
 def cpu_has_bf16() -> bool:
     """Return whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
     try:
@@ -127,7 +118,12 @@ def cpu_has_bf16() -> bool:
 
 
 def time_step(
-    model: nn.Module, batches: Batches, recipe: Recipe, teacher: nn.Module | None, bf16: bool, limit_s: float
+    model: nn.Module,
+    batches: BatchSource,
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    bf16: bool,
+    limit_s: float,
 ) -> float:
     """Return the median seconds of a training step on a copy of `model`, augmentation included."""
     device = next(model.parameters()).device
@@ -139,7 +135,7 @@ def time_step(
         start = time.perf_counter()
         images, targets = batches.get(step % batches.steps_per_epoch, None, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = training_loss(copied, images, targets, recipe, teacher)
+            loss = batches.loss(copied, images, targets, teacher)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -150,7 +146,7 @@ def time_step(
     return float(np.median(times[1:]))
 
 
-def choose_bf16(model: nn.Module, batches: Batches, recipe: Recipe, teacher: nn.Module | None) -> bool:
+def choose_bf16(model: nn.Module, batches: BatchSource, recipe: Recipe, teacher: nn.Module | None) -> bool:
     """Return whether to train in bfloat16: the recipe's word, or the faster of the two by 5 % at least.
 
     Several processes must agree without a race of stopwatches, so they go by the processor's abilities.
@@ -167,19 +163,18 @@ def choose_bf16(model: nn.Module, batches: Batches, recipe: Recipe, teacher: nn.
     return half < 0.95 * full
 
 
-def _mean_cost(batches: Batches, recipe: Recipe) -> float:
+def _mean_cost(batches: BatchSource, recipe: Recipe) -> float:
     """Return a step's mean cost under the image schedule, as a part of a full-size step's."""
     if not recipe.image_schedule:
         return 1.0
-    side = max(batches.data.images.shape[1:3])
-    sizes = [image_size(step, 1000, recipe) or side for step in range(1000)]
-    return sum((size / side) ** 2 for size in sizes) / len(sizes)
+    sizes = [image_size(step, 1000, recipe) or batches.side for step in range(1000)]
+    return sum((size / batches.side) ** 2 for size in sizes) / len(sizes)
 
 
 def make_plan(
     model: nn.Module,
-    batches: Batches,
-    val: ArrayData,
+    batches: BatchSource,
+    val: ArrayData | ValidationData,
     recipe: Recipe,
     teacher: nn.Module | None,
     *,
@@ -213,14 +208,14 @@ def make_plan(
     return Plan(max(1, total), per_epoch, bf16, every, threads, batches.world)
 
 
-def _time_evaluation(model: nn.Module, val: ArrayData, bf16: bool) -> float:
+def _time_evaluation(model: nn.Module, val: ArrayData | ValidationData, bf16: bool) -> float:
     """Return the estimated seconds of one pass over the validation images, from a part of them."""
     if len(val) == 0:
         return 0.0
-    part = ArrayData(val.images[:_PROBE_IMAGES], val.labels[:_PROBE_IMAGES], val.mean, val.std)
+    part = val.head(_PROBE_IMAGES if isinstance(val, ArrayData) else 1)
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        evaluate(model, part, bf16=bf16)
+        validate(model, part, bf16=bf16)
         times.append(time.perf_counter() - start)
     return min(times) * len(val) / len(part)

@@ -16,7 +16,7 @@ ProgressCallback = Callable[[dict[str, Any]], None]
 - `step` (at most five a second): step, total_steps, epoch, loss, lr, eta_s, images_per_s
 - `epoch`: the line that also goes into `metrics.jsonl`
 - `checkpoint`: step
-- `done`: wall_s, val_accuracy
+- `done`: wall_s, val_accuracy (the data's own score where images have no labels)
 """
 
 
@@ -25,7 +25,7 @@ def silent(event: dict[str, Any]) -> None:
 
 
 class RichProgress:
-    """Draws one bar with loss, validation accuracy and the time left."""
+    """Draws one bar with loss, validation score and the time left."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._bar = Progress(
@@ -37,7 +37,7 @@ class RichProgress:
             console=console or Console(stderr=True),
         )
         self._task = self._bar.add_task("train", total=None, note="")
-        self._accuracy = ""
+        self._score = ""
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Draw one event."""
@@ -45,10 +45,12 @@ class RichProgress:
         if kind == "plan":
             self._bar.start()
             self._bar.update(self._task, total=event["total_steps"])
-        elif kind == "epoch" and event["val_accuracy"] is not None:
-            self._accuracy = f"  val {event['val_accuracy']:.1%}"
+        elif kind == "epoch" and event.get("val_accuracy") is not None:
+            self._score = f"  val {event['val_accuracy']:.1%}"
+        elif kind == "epoch" and event.get("val_psnr") is not None:
+            self._score = f"  val {event['val_psnr']:.2f} dB"
         elif kind == "step":
-            note = f"loss {event['loss']:.3f}{self._accuracy}  {event['eta_s']:.0f} s left"
+            note = f"loss {event['loss']:.4g}{self._score}  {event['eta_s']:.0f} s left"
             self._bar.update(self._task, completed=event["step"], note=note)
         elif kind == "done":
             self.close()

@@ -22,7 +22,9 @@ class Recipe:
         epochs: Length in passes over the data; may be fractional. With `time_budget_s` it is an upper limit.
         time_budget_s: Wall time in seconds; the number of steps is fixed once, from a timed probe.
         batch_size: Images per process; `n` processes make a global batch of `n * batch_size`.
-        schedule: `"cosine"` (linear warm-up, then half a cosine) or `"onecycle"` (triangle).
+        schedule: `"cosine"` (linear warm-up, then half a cosine), `"onecycle"` (triangle) or `"halving"`
+            (steps, in equal parts of the training).
+        halvings: How often `"halving"` halves the learning rate.
         warmup_fraction: Part of all steps spent warming up.
         final_lr_fraction: Learning rate of the last step, as a part of `lr`.
         label_smoothing: Probability spread over all classes.
@@ -55,7 +57,8 @@ class Recipe:
     epochs: float | None = None
     time_budget_s: float | None = None
     batch_size: int = 128
-    schedule: Literal["cosine", "onecycle"] = "cosine"
+    schedule: Literal["cosine", "onecycle", "halving"] = "cosine"
+    halvings: int = 4
     warmup_fraction: float = 0.1
     final_lr_fraction: float = 0.0
     label_smoothing: float = 0.1
@@ -81,11 +84,13 @@ class Recipe:
         Raises:
             UsageError: A value is out of its range, or neither a length nor a budget is given.
         """
-        for name, known in (("optimizer", ("sgd", "adamw")), ("schedule", ("cosine", "onecycle"))):
+        for name, known in (("optimizer", ("sgd", "adamw")), ("schedule", ("cosine", "onecycle", "halving"))):
             value = getattr(self, name)
             if value not in known:
                 hint = close_matches(str(value), known)
                 raise UsageError(f"Recipe {name}={value!r} is unknown; expected one of {known}.{hint}")
+        if self.halvings < 0:
+            raise UsageError(f"Recipe halvings={self.halvings}; expected at least 0.")
         if self.bf16 not in ("auto", True, False):
             raise UsageError(f"Recipe bf16={self.bf16!r}; expected 'auto', True or False.")
         if self.epochs is None and self.time_budget_s is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,11 +14,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ..errors import UsageError
-from .batches import Batches
+from .batches import BatchSource
 from .checkpoint import State, save_state, save_tensors, write_run_file
 from .ema import Ema
 from .interrupt import Interrupt, deferred_interrupt
-from .plan import Plan, evaluate, score, training_loss
+from .plan import Plan, validate
 from .progress import ProgressCallback
 from .schedule import build_optimizer, image_size, learning_rate, set_learning_rate
 
@@ -31,7 +32,7 @@ class Run:
     """Holds the network, optimiser, average and counters of a run between steps."""
 
     def __init__(
-        self, fabric: Fabric, job: Job, batches: Batches, plan: Plan, progress: ProgressCallback
+        self, fabric: Fabric, job: Job, batches: BatchSource, plan: Plan, progress: ProgressCallback
     ) -> None:
         self.fabric, self.job, self.recipe, self.plan = fabric, job, job.recipe, plan
         self.batches, self.progress = batches, progress
@@ -54,7 +55,7 @@ class Run:
         return self._wall_before + time.perf_counter() - self._began
 
     def train(self) -> tuple[float, float]:
-        """Train to the end and write the final weights; return (wall seconds, validation accuracy)."""
+        """Train to the end and write the final weights; return (wall seconds, validation score)."""
         self.progress({"event": "plan", **dataclasses.asdict(self.plan)})
         with deferred_interrupt(self.fabric.world_size == 1) as asked:
             if self.step == 0:
@@ -67,7 +68,7 @@ class Run:
                     self._save()
                 raise
         accuracy = self._finish()
-        self.progress({"event": "done", "wall_s": self.wall_s, "val_accuracy": accuracy})
+        self.progress({"event": "done", "wall_s": self.wall_s, self.job.val.score_name: accuracy})
         return self.wall_s, accuracy
 
     def _loop(self, asked: Interrupt) -> None:
@@ -104,7 +105,7 @@ class Run:
         size = image_size(position, plan.total_steps, recipe)
         images, targets = self.batches.get(step, size, self.fabric.device)
         with self.fabric.autocast():
-            loss = training_loss(self.wrapped, images, targets, recipe, self.teacher)
+            loss = self.batches.loss(self.wrapped, images, targets, self.teacher)
         value = loss.item()
         if not math.isfinite(value):
             raise UsageError(
@@ -128,15 +129,15 @@ class Run:
         mean_loss = self.loss_sum / max(1, self.loss_count)
         if self.fabric.world_size > 1:
             mean_loss = self.fabric.all_reduce(torch.tensor(mean_loss, dtype=torch.float64)).item()
-        accuracy = val_loss = None
+        score = val_loss = None
         if len(self.job.val) and (last or epoch % self.plan.eval_every == 0):
-            accuracy, val_loss = self._validate(exact=last)
+            score, val_loss = self._validate(exact=last)
         line = {
             "epoch": epoch,
             "step": self.step,
             "lr": self.optimizer.param_groups[0]["lr"],
             "train_loss": mean_loss,
-            "val_accuracy": accuracy,
+            self.job.val.score_name: score,
             "val_loss": val_loss,
             "wall_s": round(self.wall_s, 3),
         }
@@ -148,16 +149,12 @@ class Run:
             write_run_file(self.job.out_dir / "metrics.jsonl", lines.encode())
 
     def _validate(self, *, exact: bool) -> tuple[float, float]:
-        """Return rank 0's (accuracy, loss) of the averaged weights; `exact` does it in float32."""
+        """Return rank 0's (score, loss) of the averaged weights; `exact` does it in float32."""
         result = (math.nan, math.nan)
         if self.fabric.global_rank == 0:
             bf16 = self.plan.bf16 and not exact
-            if self.ema is None:
-                logits = evaluate(self.model, self.job.val, bf16=bf16)
-            else:
-                with self.ema.applied():
-                    logits = evaluate(self.model, self.job.val, bf16=bf16)
-            result = score(logits, self.job.val.labels)
+            with contextlib.nullcontext() if self.ema is None else self.ema.applied():
+                result = validate(self.model, self.job.val, bf16=bf16)
         return self.fabric.broadcast(result)
 
     def _report_step(self) -> None:
@@ -243,14 +240,14 @@ class Run:
         self.optimizer.load_state_dict({"state": slots, "param_groups": content["param_groups"]})
 
     def _finish(self) -> float:
-        """Give the network its final weights, write them, and return their validation accuracy."""
+        """Give the network its final weights, write them, and return their validation score."""
         if self.ema is not None:
             self.ema.swap()
         if self.fabric.global_rank == 0:
             save_tensors(self.job.out_dir / "model.safetensors", self.model.state_dict())
         self.fabric.barrier()
-        accuracy = self.history[-1]["val_accuracy"]
-        return math.nan if accuracy is None else accuracy
+        score = self.history[-1][self.job.val.score_name]
+        return math.nan if score is None else score
 
 
 def _section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ def learning_rate(step: float, total_steps: int, recipe: Recipe) -> float:
     """Return the learning rate of the 0-based `step`.
 
     Cosine: `lr * (step + 1) / warmup` while warming up, then half a cosine period down to
-    `lr * final_lr_fraction`. One-cycle: the same warm-up, then a straight line down.
+    `lr * final_lr_fraction`. One-cycle: the same warm-up, then a straight line down. Halving: `lr`, half of
+    it, a quarter ... for equal parts of the training, `halvings + 1` of them.
 
     >>> learning_rate(0, 10, Recipe(epochs=1, lr=1.0, warmup_fraction=0.5))
     0.2
@@ -23,6 +24,8 @@ def learning_rate(step: float, total_steps: int, recipe: Recipe) -> float:
     if step < warmup:
         return recipe.lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, total_steps - warmup)
+    if recipe.schedule == "halving":
+        return recipe.lr * 0.5 ** min(recipe.halvings, int(progress * (recipe.halvings + 1)))
     shape = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.schedule == "cosine" else 1 - progress
     return recipe.lr * (recipe.final_lr_fraction + (1 - recipe.final_lr_fraction) * shape)
 

@@ -124,8 +124,9 @@ class SPAN(Restorer):
     def join(self, maps: Iterator[Tensor]) -> Tensor:
         """Join the stem's map, the first block's, the last one's and its inner one."""
         shallow, first = next(maps), next(maps)
-        deep, inner = deque(maps, maxlen=2)
-        return self.gather(torch.cat((shallow, self.last(deep), first, inner), 1))
+        *deep, inner = deque(maps, maxlen=2)
+        refined = self.last(deep[0] if deep else first)
+        return self.gather(torch.cat((shallow, refined, first, inner), 1))
 
     def fuse(self) -> Self:
         """Merge every chain into one 3x3 convolution, in place."""
