@@ -110,20 +110,18 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train the network with each mixer and compare accuracy and reach."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="cifar10",
-        train_images=600 if quick else 12_000,
-        test_images=300 if quick else 10_000,
-        side=32,
-        epochs=1 if quick else 8,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={
-            "optimizer": "adamw",
-            "lr": 4e-3,
-            "batch_size": 128,
-            "weight_decay": 0.02,
-            "label_smoothing": 0.0,
-        },
+        train_images=(600, 12_000),
+        test_images=(300, 10_000),
+        epochs=8,
+        optimizer="adamw",
+        lr=4e-3,
+        batch_size=128,
+        weight_decay=0.02,
+        label_smoothing=0.0,
     )
     trained: dict[str, nn.Sequential] = {}
 

@@ -123,14 +123,18 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train both nets for equal epochs, then time the stack on three maps."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="fashion-mnist",
-        train_images=500 if quick else 10_000,
-        test_images=500 if quick else 10_000,
+        train_images=(500, 10_000),
+        test_images=(500, 10_000),
         side=SIDE,
-        epochs=1 if quick else 5,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={"optimizer": "adamw", "lr": 4e-3, "weight_decay": 0.02, "batch_size": 64},
+        epochs=5,
+        optimizer="adamw",
+        lr=4e-3,
+        weight_decay=0.02,
+        batch_size=64,
     )
     builders = {name: functools.partial(build, name) for name in BLOCKS}
     found, images = accuracies(builders, plan, data_root, progress)

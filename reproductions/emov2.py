@@ -49,14 +49,18 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train the four nets for equal epochs and compare the first with each of the others."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="cifar10",
-        train_images=640 if quick else 12_000,
-        test_images=500 if quick else 10_000,
-        side=32,
-        epochs=1 if quick else 6,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.02, "batch_size": 128, "bf16": False},
+        train_images=(640, 12_000),
+        test_images=(500, 10_000),
+        epochs=6,
+        optimizer="adamw",
+        lr=3e-3,
+        weight_decay=0.02,
+        batch_size=128,
+        bf16=False,
     )
     builders = {name: functools.partial(tiny, kind) for name, kind in KINDS.items()}
     found, images = accuracies(builders, plan, data_root, progress)

@@ -160,21 +160,19 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Time the training steps, train the three small networks, judge both."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="cifar10",
-        train_images=500 if quick else 8_000,
-        test_images=500 if quick else 10_000,
-        side=32,
-        epochs=1 if quick else 6,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={
-            "optimizer": "adamw",
-            "lr": 4e-3,
-            "weight_decay": 0.05,
-            "batch_size": 64,
-            "label_smoothing": 0.1,
-            "bf16": False,
-        },
+        train_images=(500, 8_000),
+        test_images=(500, 10_000),
+        epochs=6,
+        optimizer="adamw",
+        lr=4e-3,
+        weight_decay=0.05,
+        batch_size=64,
+        label_smoothing=0.1,
+        bf16=False,
     )
     found, images = accuracies(
         {form: lambda form=form: network(form) for form in (BRANCHES, LARGE, NONE)}, plan, data_root, progress

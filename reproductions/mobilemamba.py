@@ -54,20 +54,19 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train the three networks for equal epochs and compare."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="cifar10",
-        train_images=500 if quick else 10_000,
-        test_images=500 if quick else 10_000,
+        train_images=(500, 10_000),
+        test_images=(500, 10_000),
         side=SIDE,
-        epochs=1 if quick else 8,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={
-            "optimizer": "adamw",
-            "lr": 3e-3,
-            "batch_size": 128,
-            "weight_decay": 0.05,
-            "label_smoothing": 0.1,
-        },
+        epochs=8,
+        optimizer="adamw",
+        lr=3e-3,
+        batch_size=128,
+        weight_decay=0.05,
+        label_smoothing=0.1,
     )
     builders: dict[str, Callable[[], nn.Module]] = {
         WHOLE: build,

@@ -90,14 +90,17 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train the four forms and compare the first with each other one."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="cifar10",
-        train_images=1_000 if quick else 6_000,
-        test_images=500 if quick else 5_000,
-        side=32,
-        epochs=1 if quick else 6,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={"lr": 0.1, "batch_size": 128, "weight_decay": 1e-4, "label_smoothing": 0.0},
+        train_images=(1_000, 6_000),
+        test_images=(500, 5_000),
+        epochs=6,
+        lr=0.1,
+        batch_size=128,
+        weight_decay=1e-4,
+        label_smoothing=0.0,
     )
     builders = {name: partial(MiniMobileNetV2, **form) for name, form in FORMS.items()}
     found, images = accuracies(builders, plan, data_root, progress)

@@ -42,14 +42,19 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train the three nets for equal epochs and compare."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="fashion-mnist",
-        train_images=320 if quick else 5_000,
-        test_images=200 if quick else 5_000,
+        train_images=(320, 5_000),
+        test_images=(200, 5_000),
         side=SIDE,
-        epochs=1 if quick else 4,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={"lr": 0.05, "batch_size": 64, "weight_decay": 5e-4, "label_smoothing": 0.1, "bf16": False},
+        epochs=4,
+        lr=0.05,
+        batch_size=64,
+        weight_decay=5e-4,
+        label_smoothing=0.1,
+        bf16=False,
     )
     builders = {name: functools.partial(build, name) for name in NETS}
     found, images = accuracies(builders, plan, data_root, progress)

@@ -65,21 +65,19 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train the three networks for equal epochs and compare the first with each other one."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="cifar10",
-        train_images=500 if quick else 8_000,
-        test_images=500 if quick else 10_000,
-        side=32,
-        epochs=1 if quick else 4,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={
-            "optimizer": "adamw",
-            "lr": 4e-3,
-            "weight_decay": 0.03,
-            "batch_size": 64,
-            "label_smoothing": 0.0,
-            "bf16": False,
-        },
+        train_images=(500, 8_000),
+        test_images=(500, 10_000),
+        epochs=4,
+        optimizer="adamw",
+        lr=4e-3,
+        weight_decay=0.03,
+        batch_size=64,
+        label_smoothing=0.0,
+        bf16=False,
     )
     builders: dict[str, Callable[[], nn.Module]] = {FULL: spartan, MLP: with_mlp, NEAR: without_dilation}
     found, images = accuracies(builders, plan, data_root, progress)

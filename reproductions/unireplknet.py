@@ -103,14 +103,17 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train the three forms, measure their fields, and let the first one hear."""
-    plan = Plan(
+    plan = Plan.sized(
+        quick,
+        seed,
         data="cifar10",
-        train_images=250 if quick else 5_000,
-        test_images=500 if quick else 10_000,
-        side=32,
-        epochs=1 if quick else 6,
-        seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
-        recipe={"optimizer": "adamw", "lr": 4e-3, "weight_decay": 0.05, "label_smoothing": 0.1},
+        train_images=(250, 5_000),
+        test_images=(500, 10_000),
+        epochs=6,
+        optimizer="adamw",
+        lr=4e-3,
+        weight_decay=0.05,
+        label_smoothing=0.1,
     )
     built: dict[str, list[UniRepLKNet]] = {DILATED: [], ALONE: [], SMALL: []}
 

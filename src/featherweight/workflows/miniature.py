@@ -42,6 +42,41 @@ class Plan:
     seeds: tuple[int, ...]
     recipe: dict[str, Any]
 
+    @classmethod
+    def sized(
+        cls,
+        quick: bool,
+        seed: int,
+        *,
+        data: str,
+        train_images: tuple[int, int],
+        test_images: tuple[int, int],
+        epochs: int,
+        side: int = 32,
+        **recipe: Any,
+    ) -> Plan:
+        """Plan a full run with three seeds, or a quick one: an epoch with one seed.
+
+        Args:
+            quick: take the first of each pair of sizes.
+            seed: the first seed.
+            data: name of the data set.
+            train_images: at most so many, quick and full.
+            test_images: likewise.
+            epochs: of the full run.
+            side: of the images, in pixels.
+            **recipe: further fields of `Recipe`.
+        """
+        return cls(
+            data=data,
+            train_images=train_images[not quick],
+            test_images=test_images[not quick],
+            side=side,
+            epochs=1 if quick else epochs,
+            seeds=(seed,) if quick else (seed, seed + 1, seed + 2),
+            recipe=recipe,
+        )
+
     def setting(self) -> dict[str, Any]:
         """Return plain values for the record."""
         return {**self.__dict__, "seeds": list(self.seeds)}
