@@ -199,7 +199,7 @@ def test_one_pixel_and_a_long_strip(network: Path, tmp_path: Path) -> None:
 def test_scales_that_a_network_does_not_have(network: Path) -> None:
     with pytest.raises(UsageError, match="enlarges 2 times; 4 was asked"):
         Upscaler(network, scale=4)
-    with pytest.raises(UsageError, match="There is no cfsr_x7. Expected one of cfsr_x2"):
+    with pytest.raises(UsageError, match="There is no cfsr_x7"):
         Upscaler("cfsr", scale=7)
     with pytest.raises(UsageError, match="Did you mean cfsr_x"):
         choose_model("cfsr_x9", None)
@@ -238,7 +238,7 @@ def test_files_that_are_no_such_network(tmp_path: Path) -> None:
         Upscaler(tmp_path / "text.onnx")
     with pytest.raises(DataError, match="No ONNX file"):
         Upscaler(tmp_path / "gone.onnx")
-    with pytest.raises(UsageError, match="restores no images|No super-resolution"):
+    with pytest.raises(UsageError, match="No super-resolution"):
         Upscaler("mobilenetv2_100")
 
 
