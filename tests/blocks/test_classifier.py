@@ -96,6 +96,11 @@ def test_gradient_checkpointing_changes_nothing():
     for (name, expected), found in zip(model.named_buffers(), twin.buffers(), strict=True):
         assert torch.equal(found, expected), name
     assert {unit.norm.momentum for unit in twin.body} == {0.1}
+    extractor = twin.feature_extractor()
+    extractor.set_grad_checkpointing()
+    assert [m.grad_fn is not None for m in extractor(x)] == [True, True]
+    for found, expected in zip(extractor(x), model.feature_extractor()(x), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_load_official_checks_what_it_is_given():

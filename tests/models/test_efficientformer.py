@@ -167,6 +167,12 @@ def test_training_gives_one_answer_unless_asked_for_both():
     (F.cross_entropy(label, torch.arange(4)) + F.cross_entropy(teacher, torch.arange(4))).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert model.eval()(x).shape == (4, 5)
+    model.train().reset_classifier(3)
+    assert [logits.shape for logits in model(x)] == [(4, 3), (4, 3)]
+    model.reset_classifier(0)
+    model.set_distilled_training(False)
+    model.reset_classifier(2)
+    assert model(x).shape == (4, 2)
 
 
 def test_widths_scale_heads_and_drop_path_grows_with_depth():

@@ -235,12 +235,17 @@ class FeatureExtractor(nn.Module):
         self._taps = [int(info["module"].removeprefix("body.")) for info in self.feature_info]
         self.body = model.body[: self._taps[-1] + 1]
         self.default_cfg = model.default_cfg
+        self.grad_checkpointing = model.grad_checkpointing
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
+        self.grad_checkpointing = enable
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Give the chosen feature maps."""
         maps = []
         for index, module in enumerate(self.body):
-            x = module(x)
+            x = _run_again(module, x) if self.grad_checkpointing and self.training else module(x)
             if index in self._taps:
                 maps.append(x)
         return maps

@@ -222,6 +222,8 @@ class EfficientFormer(Classifier):
     8
     """
 
+    distilled_training = False
+
     def __init__(
         self,
         widths: Sequence[int],
@@ -266,6 +268,7 @@ class EfficientFormer(Classifier):
         if two:
             like = self.classifier.weight
             self.classifier = TwoHeads(self.head_hidden_size, num_classes).to(like.device, like.dtype)
+            self.classifier.apart = self.distilled_training
         _small_weights(self.classifier)
 
     def get_classifier(self) -> nn.Module:
@@ -274,7 +277,9 @@ class EfficientFormer(Classifier):
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Give both logits apart in training: the first for the labels, the second for the teacher."""
-        self.classifier.apart = enable
+        self.distilled_training = enable
+        if isinstance(self.classifier, TwoHeads):
+            self.classifier.apart = enable
 
     def fuse(self) -> EfficientFormer:
         """Fold batch norms and factors into their neighbours and merge the classifiers, in place.
