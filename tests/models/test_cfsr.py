@@ -8,6 +8,7 @@ from restoration import FIXTURES, given_weights, parity_error
 from scipy import ndimage
 
 from featherweight.errors import UsageError
+from featherweight.export.onnx import export_onnx, run_onnx
 from featherweight.models.cfsr import CFSR, MASKS, EdgeConv, EdgeFeedForward
 from featherweight.registry import create_model
 
@@ -93,3 +94,18 @@ def test_a_fresh_network_is_its_upsampler_and_other_channels_have_no_mean():
     deep = model.last(model.norm(deep)) + stem
     assert torch.allclose(model(x), model.upsampler(deep) + model.mean, atol=1e-4)
     assert create_model("cfsr_x2", in_chans=1).mean.tolist() == [[[0.0]]]
+
+
+@torch.no_grad()
+def test_the_onnx_file_holds_the_blocks(tmp_path):
+    torch.manual_seed(0)
+    model = CFSR(2, channels=8, depths=(1, 1)).eval()
+    for key, parameter in model.named_parameters():
+        if "scale" in key:  # 1e-6 at the start would hide the branches
+            parameter.uniform_(0.5, 1)
+    x = torch.rand(2, 3, 11, 14)
+    without = CFSR.forward_head(model, model.last(model.norm(model.stem(x - model.mean))))
+    assert (model(x) - without).abs().max() > 0.1
+    report = export_onnx(model.fuse(), tmp_path / "m.onnx", (3, 16, 20), dynamic_size=True)
+    assert report.max_relative_error < 1e-5
+    assert np.abs(run_onnx(tmp_path / "m.onnx", x.numpy()) - model(x).numpy()).max() < 1e-5

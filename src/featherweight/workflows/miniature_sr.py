@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -134,8 +135,23 @@ def train(
     seed: int,
     teacher: nn.Module | None = None,
     ema: float | None = 0.99,
+    stage: str | None = None,
 ) -> nn.Module:
-    """Train a network for a number of steps, as `train-sr` does, and return it in evaluation mode."""
+    """Train a network for a number of steps, as `train-sr` does, and return it in evaluation mode.
+
+    Args:
+        model: the network.
+        pictures: to train on.
+        task: patches and losses.
+        steps: of the optimiser.
+        batch: patches of a step.
+        lr: highest learning rate.
+        seed: decides patches and their order.
+        teacher: see `train.patches`.
+        ema: decay of the average.
+        stage: name of this training; where the environment names a folder (`FEATHERWEIGHT_STAGES`), the state
+            stays there, and a run that was stopped goes on from it.
+    """
     data = PatchData(pictures, task)
     recipe = Recipe(
         optimizer="adamw",
@@ -149,11 +165,12 @@ def train(
         bf16=False,
         seed=seed,
         eval_every=10**6,
-        checkpoint_every_s=3600.0,
+        checkpoint_every_s=20.0,
     )
     per_epoch = data.batches(recipe, None, model).steps_per_epoch
     recipe = Recipe(**{**recipe.to_dict(), "epochs": steps / per_epoch})
-    with tempfile.TemporaryDirectory() as folder:
+    kept = os.environ.get("FEATHERWEIGHT_STAGES") if stage else None
+    with contextlib.nullcontext(Path(kept, stage)) if kept else tempfile.TemporaryDirectory() as folder:
         fit_model(
             model,
             data,
@@ -162,6 +179,7 @@ def train(
             None,
             folder,
             teacher=teacher,
+            resume=bool(kept),
             progress=lambda event: None,
         )
     return model

@@ -88,6 +88,7 @@ class SPAN(Restorer):
         channels: channels of every map.
         depth: number of blocks.
         in_chans: channels of the image.
+        img_range: range of pixels that the stem sees; a smaller one learns faster from a random start.
         **kwargs: see `Restorer`.
 
     >>> SPAN(scale=2, channels=8)(torch.zeros(1, 3, 5, 7)).shape
@@ -95,11 +96,18 @@ class SPAN(Restorer):
     """
 
     def __init__(
-        self, scale: int = 4, channels: int = 52, depth: int = DEPTH, in_chans: int = 3, **kwargs: Any
+        self,
+        scale: int = 4,
+        channels: int = 52,
+        depth: int = DEPTH,
+        in_chans: int = 3,
+        img_range: float = GREY_LEVELS,
+        **kwargs: Any,
     ) -> None:
         blocks = [AttentionBlock(channels) for _ in range(depth)]
         stem = rep_conv(in_chans, channels)
         super().__init__(stem, blocks, channels, scale=scale, in_chans=in_chans, **kwargs)
+        self.img_range = img_range
         self.last = rep_conv(channels, channels)
         self.gather = nn.Conv2d(4 * channels, channels, 1)
         mean = RGB_MEAN if in_chans == 3 else (sum(RGB_MEAN) / len(RGB_MEAN),) * in_chans
@@ -107,8 +115,8 @@ class SPAN(Restorer):
         self.feature_info.append({**self.feature_info[-1], "module": f"blocks.{depth - 1}.convs.0"})
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Subtract the mean colour and count in grey levels."""
-        return (x - self.mean) * GREY_LEVELS
+        """Subtract the mean colour and widen the range, to grey levels unless told otherwise."""
+        return (x - self.mean) * self.img_range
 
     def iterate_maps(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the stem's map, every block's and, last, the inner map of the last block."""
