@@ -71,7 +71,7 @@ def train(model: nn.Module, x: Tensor, labels: Tensor, epochs: int, seed: int) -
             loss = F.cross_entropy(model(part), labels[rows], label_smoothing=SMOOTHING)
             if ours:
                 error = model.feedback_error()
-                errors.append(float(error))
+                errors.append(float(error.detach()))
                 loss = loss + error
             optimizer.zero_grad()
             loss.backward()

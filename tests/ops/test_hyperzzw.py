@@ -87,7 +87,7 @@ def test_context_is_the_batch_in_training_and_a_running_mean_afterwards():
     net = ContextKernel((3, 3), 4)
     x = torch.randn(6, 4, 8, 8)
     in_training = net(x)
-    expected = net.reduce(F.adaptive_avg_pool2d(x, 3)).mean(0, True)
+    expected = F.adaptive_avg_pool2d(x, 3).mean(0, True)
     assert torch.allclose(net.context, expected, atol=1e-6) and net.batches == 1
     net.eval()
     assert torch.allclose(net(torch.zeros(1, 4, 5, 5)), in_training, atol=1e-6)
@@ -104,7 +104,7 @@ def test_gradient_of_the_context_is_cut_where_it_is_said_to_be():
     net(x).sum().backward()
     cut = net.filters[0].weight.grad.clone()
     net.zero_grad()
-    context = net.reduce(F.adaptive_avg_pool2d(x, 3)).mean(0, True)
+    context = net.reduce(F.adaptive_avg_pool2d(x, 3).mean(0, True))
     net.eval().at((3, 3), context).sum().backward()
     whole = net.filters[0].weight.grad
     assert cut.abs().sum() > 0 and whole.norm() > 2 * cut.norm()

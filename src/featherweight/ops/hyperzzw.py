@@ -179,7 +179,7 @@ class ContextKernel(HyperKernel):
         self.fc = nn.Conv2d(hidden, hidden, 1)
         self.gates = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in range(layers))
         if statistics == RUNNING:
-            self.register_buffer("context", torch.zeros(1, hidden, *size))
+            self.register_buffer("context", torch.zeros(1, channels, *size))
             self.register_buffer("batches", torch.zeros((), dtype=torch.long))
         if not self.field.is_meta:
             for gate in self.gates:
@@ -190,14 +190,14 @@ class ContextKernel(HyperKernel):
         """Give the kernels for a batch `(N, channels, H, W)`."""
         if self.statistics == RUNNING and not self.training:
             return self.effective_weight().transpose(0, 1)
-        context = self.reduce(F.adaptive_avg_pool2d(x, self.size)).mean(0, keepdim=True)
+        context = F.adaptive_avg_pool2d(x, self.size).mean(0, keepdim=True)  # (1, channels, *size)
         if self.statistics == RUNNING:
             self._remember(context.detach())
-        return self.at(self.size, context).transpose(0, 1)
+        return self.at(self.size, self.reduce(context)).transpose(0, 1)
 
     def compose_weight(self) -> Tensor:
         """Make the kernels of the running context, `(1, channels, *size)`."""
-        return self.at(self.size, self.context)
+        return self.at(self.size, self.reduce(self.context))
 
     @torch.no_grad()
     def _remember(self, context: Tensor) -> None:
