@@ -253,20 +253,21 @@ def _session(source: str | Path | bytes, threads: int) -> onnxruntime.InferenceS
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def open_session(path: str | Path, threads: int = 1) -> onnxruntime.InferenceSession:
-    """Load an ONNX file for the CPU with `threads` threads.
+def open_session(source: str | Path | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Load an ONNX file, or its content, for the CPU with `threads` threads.
 
     Raises:
         DataError: the file is missing or onnxruntime refuses it.
     """
-    if not Path(path).is_file():
+    if not isinstance(source, bytes) and not Path(source).is_file():
         raise DataError(
-            f"No ONNX file at {path}; expected one written by featherweight, e.g. runs/NAME/model.onnx."
+            f"No ONNX file at {source}; expected one written by featherweight, e.g. runs/NAME/model.onnx."
         )
     try:
-        return _session(path, threads)
+        return _session(source, threads)
     except Exception as error:
-        raise DataError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
+        name = "a network" if isinstance(source, bytes) else source
+        raise DataError(f"onnxruntime cannot load {name}: {str(error).splitlines()[0]}") from error
 
 
 def run_onnx(path: str | Path, x: np.ndarray, threads: int = 1, batch: int = 256) -> np.ndarray:

@@ -244,9 +244,9 @@ class Runner:
                         raise
                     log.info("%s runs on onnxruntime: %s", self.restorer.name, error)
         if (form,) not in self._opened:
-            from featherweight.export.onnx import _session
+            from featherweight.export.onnx import open_session
 
-            session = _session(self._proto(form).SerializeToString(), self.threads)
+            session = open_session(self._proto(form).SerializeToString(), self.threads)
             self._opened[(form,)] = functools.partial(session.run, None)
         return self._count("onnxruntime", self._opened[(form,)])
 

@@ -21,7 +21,7 @@ TILE = 384
 SAMPLED = 8
 """Tiles in the first look at the averages of the whole."""
 
-MAX_ROUNDS = 5
+MAX_ROUNDS, EXPECTED_ROUNDS = 5, 2
 SETTLED = 0.1
 """Rounds end when no average moves by more than this share of the largest of its layer; the next would
 move it by about a seventh of that."""
@@ -137,8 +137,10 @@ class Tiles:
     def strips(self, progress: Progress | None = None) -> Iterator[np.ndarray]:
         """Yield the rows of the result from the top down, (rows, W * scale, C) in the picture's own type."""
         run, scale = self._open(), self.restorer.scale
+        left = 1.0
         if self._shares:
-            self._statistics = self._find_statistics(run)
+            self._statistics = self._find_statistics(run, progress)
+            left -= min(self.rounds, EXPECTED_ROUNDS) / (EXPECTED_ROUNDS + 1)
         height, width, channels = self.pixels.shape
         for rows in self.plan.rows:
             last = min(rows.last, height)
@@ -150,17 +152,17 @@ class Tiles:
                 if right <= columns.first:
                     continue
                 restored = run(self._feeds(rows, columns))[0][0]
-                top, left = (rows.first - rows.start) * scale, (columns.first - columns.start) * scale
+                top, side = (rows.first - rows.start) * scale, (columns.first - columns.start) * scale
                 core = restored[
                     :,
                     top : top + (last - rows.first) * scale,
-                    left : left + (right - columns.first) * scale,
+                    side : side + (right - columns.first) * scale,
                 ]
                 strip[:, columns.first * scale : right * scale] = self._as_pixels(
                     core, rows.first * scale, columns.first * scale
                 )
                 if progress:
-                    progress(core.shape[1] * core.shape[2])
+                    progress(round(left * core.shape[1] * core.shape[2]))
             yield strip
 
     def _open(self) -> Callable[[dict[str, np.ndarray]], list[np.ndarray]]:
@@ -214,7 +216,9 @@ class Tiles:
         part = Bicubic(resizer.vertical, resizer.horizontal.slice(left, left + width), True)
         return part.rows(self.pixels, top, top + height).astype(np.float32)
 
-    def _find_statistics(self, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]]) -> list[np.ndarray]:
+    def _find_statistics(
+        self, run: Callable[[dict[str, np.ndarray]], list[np.ndarray]], progress: Progress | None
+    ) -> list[np.ndarray]:
         """Return the averages over the whole picture that the network's layers would see untiled.
 
         Layers depend on one another's averages. Each round over the picture with the averages of the round
@@ -235,6 +239,9 @@ class Tiles:
                 for a, b in zip(self._statistics, new, strict=True)
             )
             self._statistics = new
+            if progress and self.rounds <= EXPECTED_ROUNDS:
+                height, width = (side * self.restorer.scale for side in self.pixels.shape[:2])
+                progress(height * width // (EXPECTED_ROUNDS + 1))
             if moved < SETTLED:
                 break
         return self._statistics
