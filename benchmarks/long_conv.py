@@ -11,6 +11,7 @@ before.
 
 from __future__ import annotations
 
+import csv
 import math
 import subprocess
 import sys
@@ -181,8 +182,12 @@ def main(
         text = f"{means['forward']:.2f} x forward, {means['train']:.2f} x with backward"
         console.print(f"{method}: {text} (geometric mean)")
     path = store(out, rows, KEY, COLUMNS)
-    if len(rows) > len(METHODS[device]) * 2:
-        draw(rows, path.with_suffix(".gated.png" if gated else ".png"))
+    with path.open(encoding="utf-8") as file:
+        stored = [row for row in csv.DictReader(file) if row["gated"] == str(int(gated))]
+    draw(
+        [row for row in stored if row["device"] == device],
+        path.with_suffix(".gated.png" if gated else ".png"),
+    )
 
 
 if __name__ == "__main__":
