@@ -13,6 +13,7 @@ from featherweight.blocks.ls_conv import LSConv, aggregate
 from featherweight.errors import CheckpointError, UsageError
 from featherweight.models.lsnet import Attention, Block, DistilledLSNet, LSNet
 from featherweight.registry import create_model
+from featherweight.shrink.fold import fold_batchnorm
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "lsnet.npz"
 SMALL = ((16, 24, 32, 40), (1, 2, 2, 2))
@@ -194,6 +195,13 @@ def test_fused_network_gives_the_same_with_fewer_layers(network):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in left) == len(convs) == 2
     assert sum(isinstance(m, nn.Linear) for m in model.modules()) == 1
     assert relative(model.fuse()(x), expected) < 1e-4
+
+
+def test_fusing_after_the_norms_were_folded():
+    model = randomise(LSNet(*SMALL, num_classes=5))
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert relative(fold_batchnorm(model).fuse()(x), model(x)) < 1e-4
 
 
 def test_fusing_needs_eval_mode():
