@@ -94,6 +94,8 @@ class Inference:
     ) -> None:
         self.graph, self.max_bytes, self.known, self.read = graph, max_bytes, known, read
         self.imports = [onnx.helper.make_opsetid("", graph.opset)]
+        self.rules = onnx.checker.C.CheckerContext()
+        self.rules.ir_version, self.rules.opset_imports = onnx.IR_VERSION, {"": graph.opset}
         self.protos: dict[str, onnx.TypeProto] = {}
         self.data: dict[str, onnx.TensorProto] = {}
 
@@ -213,9 +215,11 @@ class Inference:
             raise self._error(node, "the operator is not supported") from error
         inputs = {name: self._type_proto(name) for name in node.inputs if name}
         data = {name: self._shape_data(name) for name in inputs if self._is_shape_data(name)}
+        proto = make_proto(node)
+        self._check(node, proto)
         try:
             found = onnx.shape_inference.infer_node_outputs(
-                schema, make_proto(node), inputs, data, opset_imports=self.imports
+                schema, proto, inputs, data, opset_imports=self.imports
             )
         except Exception as error:
             raise self._error(node, f"its inputs do not fit: {first_line(error)}") from error
@@ -227,6 +231,21 @@ class Inference:
         if node.op in SAME_AS_INPUT and node.outputs[0] not in types:
             types[node.outputs[0]] = self.graph.types[node.inputs[0]]
         return types
+
+    def _check(self, node: Node, proto: onnx.NodeProto) -> None:
+        """Refuse what ONNX's shape inference would not survive: it trusts numbers of inputs and axes."""
+        if node.op == "Constant":
+            return
+        try:
+            onnx.checker.check_node(proto, self.rules)
+        except onnx.checker.ValidationError as error:
+            raise self._error(node, f"it is malformed: {first_line(error)}") from error
+        rank = max((len(self.graph.shape(entry)) for entry in node.inputs if entry), default=0)
+        for name in ("axis", "axes", "perm", "batch_dims"):
+            values = node.attrs.get(name, 0)
+            axes = values if isinstance(values, list) else [values]
+            if any(abs(axis) > rank + len(axes) for axis in axes):
+                raise self._error(node, f"its attribute '{name}' is {values}, beyond the axes of its inputs")
 
     def _error(self, node: Node, problem: str) -> DataError:
         return DataError(f"Node '{node.name}' ({node.op}, opset {self.graph.opset}): {problem}.")
