@@ -16,7 +16,7 @@ from featherweight.compiler.pack import (
     depthwise_weights,
     pad_channels,
 )
-from featherweight.compiler.program import Operand, StepWriter, View
+from featherweight.compiler.program import Operand, Program, StepWriter, View
 from featherweight.compiler.tiles import CACHE_BYTES, Tile
 from featherweight.compiler.vector_expressions import body_lines
 from featherweight.compiler.windows import Window
@@ -125,6 +125,17 @@ def initialiser(fields: dict[str, int | str]) -> str:
     return ", ".join(f".{name} = {value}" for name, value in fields.items())
 
 
+def define_conv(
+    program: Program, tile: Tile, epilogue: str = "FW_EPILOGUE_NONE", residual: bool = False
+) -> str:
+    """Define the kernel of a tile with its epilogue, once, and return its name."""
+    even = tile.last == tile.vectors
+    sizes = f"{tile.rows}, {tile.vectors}" if even else f"{tile.rows}, {tile.vectors}, {tile.last}"
+    return program.define_named(
+        "fw_conv", f"FW_DEFINE_{'EVEN_' * even}CONV({{name}}, {sizes}, {epilogue}, {int(residual)})"
+    )
+
+
 def product_parts(
     lowering: Lowering,
     writer: StepWriter,
@@ -157,11 +168,7 @@ def product_parts(
     if grouping.first is not None:
         first, depth = "first", grouping.depth
         writer.line(f"static const int first[] = {{{', '.join(map(str, grouping.first))}}};")
-    function = lowering.program.define_named(
-        "fw_conv",
-        f"FW_DEFINE_CONV({{name}}, {tile.rows}, {tile.vectors}, {tile.last}, {epilogue.name}, "
-        f"{int(bool(epilogue.residual))})",
-    )
+    function = define_conv(lowering.program, tile, epilogue.name, bool(epilogue.residual))
     blocks = work_units(fields, tile, vectors, lowering.threads)
     return Parts(
         function,

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from featherweight.compiler.conv_parts import initialiser
+from featherweight.compiler.conv_parts import define_conv, initialiser
 from featherweight.compiler.emit_matmul import emit_matmul, matrix_shapes
 from featherweight.compiler.graph import Node
 from featherweight.compiler.loops import index_of
@@ -38,10 +38,7 @@ def emit_matmul_packed(lowering: Lowering, node: Node) -> None:
     vectors = -(-columns // lowering.vector)
     bias = writer.constant(np.zeros(vectors * lowering.vector, np.float32))
     y = lowering.write(writer, node.outputs[0])
-    function = lowering.program.define_named(
-        "fw_conv",
-        f"FW_DEFINE_CONV({{name}}, {tile.rows}, {tile.vectors}, {tile.last}, FW_EPILOGUE_NONE, 0)",
-    )
+    function = define_conv(lowering.program, tile)
     groups = -(-vectors // tile.vectors)
     fields = {
         "images": 1,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from featherweight.compiler.conv_parts import Epilogue, bias_of, headers, initialiser, lanes_of
+from featherweight.compiler.conv_parts import Epilogue, bias_of, define_conv, headers, initialiser, lanes_of
 from featherweight.compiler.emit_pixel import pixel_strides
 from featherweight.compiler.emit_pixel_conv import residual_of, share_residual
 from featherweight.compiler.graph import Node
@@ -58,9 +58,7 @@ def emit_winograd(lowering: Lowering, node: Node, window: Window) -> None:
         **pixel_strides("y", y.view),
         **strides,
     }
-    multiply = lowering.program.define_named(
-        "fw_conv", f"FW_DEFINE_CONV({{name}}, {tile.rows}, {tile.vectors}, {tile.last}, FW_EPILOGUE_NONE, 0)"
-    )
+    multiply = define_conv(lowering.program, tile)
     function = lowering.program.define_named(
         "fw_winograd",
         f"FW_DEFINE_WINOGRAD({{name}}, {multiply}, {epilogue.name}, {int(bool(epilogue.residual))})",

@@ -155,6 +155,14 @@ static inline void fw_conv_run(const fw_conv *s, int mr, int nr, fw_conv_tile *f
         fw_conv_run(shape, MR, NR, name##_full, name##_last, x, w, bias, aux, r, y, tid, threads);                     \
     }
 
+/* The same where NR divides the vectors: one tile function, half the code. */
+#define FW_DEFINE_EVEN_CONV(name, MR, NR, EPILOGUE, RESIDUAL)                                                          \
+    FW_CONV_TILE(name##_full, MR, NR, EPILOGUE, RESIDUAL)                                                              \
+    FW_NOINLINE void name(const fw_conv *shape, const float *x, const float *w, const float *bias, const float *aux,   \
+                          const float *r, float *y, int tid, int threads) {                                            \
+        fw_conv_run(shape, MR, NR, name##_full, name##_full, x, w, bias, aux, r, y, tid, threads);                     \
+    }
+
 /* Epilogues that need no argument of their own. */
 #define FW_EPILOGUE_NONE(v, r, aux) (v)
 #define FW_EPILOGUE_RELU(v, r, aux) vf_max(v, vf_zero())
