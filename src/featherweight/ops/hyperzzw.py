@@ -64,11 +64,17 @@ def grid(size: Sequence[int], like: Tensor) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))[None]
 
 
+def numbers(size: Sequence[int]) -> tuple[int, ...]:
+    """Return a size as plain numbers, where a tracer gives tensors: kernels are made for one size."""
+    return tuple(int(n) for n in size)
+
+
 def fit(field: Tensor, size: Sequence[int]) -> Tensor:
     """Resample a learned map `(1, 1, *its size)` to another size, corner on corner."""
-    if tuple(field.shape[2:]) == tuple(size):
+    size = numbers(size)
+    if tuple(field.shape[2:]) == size:
         return field
-    return F.interpolate(field, tuple(size), mode=RESIZE[len(size)], align_corners=True)
+    return F.interpolate(field, size, mode=RESIZE[len(size)], align_corners=True)
 
 
 class HyperKernel(EffectiveWeight):
@@ -139,7 +145,7 @@ class HyperKernel(EffectiveWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Give the kernel for a map: its own size where `x` has it, else made for the size of `x`."""
-        size = tuple(x.shape[2:])
+        size = numbers(x.shape[2:])
         return self.effective_weight() if size == self.size else self.at(size)
 
     def macs(self, input_shape: Sequence[int]) -> int:
@@ -286,7 +292,7 @@ class HyperZZW2d(ConvOperator):
     def forward(self, x: Tensor) -> Tensor:
         """Slide the local kernels, join all places by the global one, mix."""
         near = self.convolve(x, self.local_kernel(x), None, groups=self.in_channels)  # (N, Cin, S, S)
-        _check_square(near.shape[2:])
+        _check_square(numbers(near.shape[2:]))
         far = (near * self.global_kernel(near)) @ F.instance_norm(near)  # rows by columns
         both = torch.stack((near, far), 2).flatten(1, 2)  # a group's channels side by side
         return self.mix(both)
