@@ -15,6 +15,9 @@ from featherweight.compiler.program import StepWriter, View
 from featherweight.compiler.tiles import registers
 from featherweight.compiler.windows import Window, conv_window
 
+STRIP_INPUTS = 1024
+"""Pixels of a channel that a strip of a joined layer covers: with them all channels stay near the core."""
+
 
 @emits_planar("Conv")
 def emit_planar_conv(lowering: Lowering, node: Node) -> None:
@@ -111,7 +114,6 @@ def emit_sparse_block(lowering: Lowering, node: Node) -> None:
     ends = [Epilogue(lowering, part, planar=True) for part in (first, second)]
     headers(lowering, "conv.h", "planar.h", "sparse.h", "sparse_region.h")
     plane = source.strides[1]
-    vectors = plane // lowering.vector
     macs = int((weight != 0).sum()) * height * width + len(weight) * window.taps * math.prod(window.outputs)
     writer = lowering.start(node, macs=n * macs)
     writer.step.kernel = f"{_name(weight)} zeros, with planar depthwise"
@@ -123,30 +125,35 @@ def emit_sparse_block(lowering: Lowering, node: Node) -> None:
     bias = writer.constant(bias_values(lowering, second, len(weight)))
     y = lowering.write(writer, node.outputs[0])
     scratch = writer.scratch("float32", plane * lowering.threads + lowering.vector)
-    packed = sparse_weights(weight, graph.constant(first.input(2)), plane, parts=lowering.threads)
-    part_table(writer, packed, "parts")
+    part_table(writer, sparse_weights(weight, graph.constant(first.input(2)), plane), "parts")
     middle = View(source.storage, source.dtype, source.shape, (0, plane, width, 1))
-    shape = {**_fields(n, vectors, source, middle), "groups": 1, "parts": len(packed)}
+    shape = {**_fields(n, plane // lowering.vector, source, middle), "groups": 1, "parts": 1}
     planar = planar_fields(window, n, len(weight), plane, y.strides[1])
-    depthwise = define_depthwise(lowering, window, ends[1])
-    wide = min(vectors, 14 if lowering.vector == 16 else 8)
+    strip = strip_rows(window, lowering.threads)
+    depthwise = define_depthwise(lowering, window, ends[1], strip)
+    # Rows of 112 or 56 pixels are a multiple of 7 vectors of 16 in most strips.
     function = lowering.program.define_named(
         "fw_sparse_block",
-        f"FW_DEFINE_SPARSE_DEPTHWISE({{name}}, {wide}, {vectors % wide or wide}, {ends[0].name}, "
+        f"FW_DEFINE_SPARSE_DEPTHWISE({{name}}, 7, {window.kernel[0]}, {window.strides[0]}, {ends[0].name}, "
         f"{depthwise})",
     )
     writer.line(f"static const fw_sparse shape = {{{initialiser(shape)}}};")
     writer.line(f"static const fw_planar planar = {{{initialiser(planar)}}};")
-    writer.line(
-        f"{function}(&shape, parts, &planar, {x.var}, {aux[0]}, {w.var}, {bias.var}, {aux[1]}, {y.var}, "
-        f"{scratch.var}, tid, threads);"
-    )
+    pointers = f"{x.var}, {aux[0]}, {w.var}, {bias.var}, {aux[1]}, {y.var}, {scratch.var}"
+    writer.line(f"{function}(&shape, parts, &planar, {strip}, {pointers}, tid, threads);")
 
 
-def define_depthwise(lowering: Lowering, window: Window, epilogue: Epilogue) -> str:
-    """Define a depthwise kernel and return its name."""
+def strip_rows(window: Window, threads: int) -> int:
+    """Return the output rows of a strip: few enough for the first cache, with little to make twice."""
+    most = STRIP_INPUTS // window.inputs[1] // window.strides[0]
+    return max(1, min(most, -(-window.outputs[0] // threads)))
+
+
+def define_depthwise(lowering: Lowering, window: Window, epilogue: Epilogue, strip: int = 0) -> str:
+    """Define a depthwise kernel that runs on `strip` rows at a time, or all, and return its name."""
     room = registers(lowering.vector) - window.taps - 2
-    rows = max(1, min(window.outputs[0], 14 if window.outputs[0] % 14 == 0 else 7, room))
+    strip = strip or window.outputs[0]
+    rows = max(1, min(strip, 14 if strip % 14 == 0 else 7, room))
     return lowering.program.define_named(
         "fw_planar",
         f"FW_DEFINE_PLANAR_DEPTHWISE({{name}}, {window.kernel[0]}, {window.kernel[1]}, {window.strides[0]}, "

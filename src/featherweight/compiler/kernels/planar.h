@@ -8,8 +8,8 @@
  * FW_DEFINE_PLANAR_DEPTHWISE(name, KH, KW, S, R, EPILOGUE) defines
  *   static void name(const fw_planar *shape, const float *x, const float *w, const float *bias, const float *aux,
  *                    float *y, int tid, int threads);
- *   static inline void name##_plane(const fw_planar *shape, const float *x, const float *w, float bias,
- *                                   const float *aux, float *y);      one channel of one image
+ *   static inline void name##_rows(const fw_planar *shape, const float *x, const float *w, float bias,
+ *                                  const float *aux, float *y, int row, int end);   rows of one channel of one image
  *   KH, KW, S  kernel and stride (1 or 2) of both axes, literals
  *   R          output rows made together, which share the loads of their input rows: R + KH * KW + 2 registers, 7 or 14
  *              for 3x3 (a divisor of the rows is best)
@@ -101,20 +101,19 @@ FW_INLINE void fw_planar_taps(const float *from, const fw_planar_span *spans, co
             fw_store_part(y + (ptrdiff_t)(row + r) * columns + column, out, fw_smaller(VL, columns - column));         \
         }                                                                                                              \
     }                                                                                                                  \
-    FW_INLINE void name##_plane(const fw_planar *s, const float *x, const float *w, float bias, const float *aux,     \
-                                float *y) {                                                                           \
+    FW_INLINE void name##_rows(const fw_planar *s, const float *x, const float *w, float bias, const float *aux,       \
+                               float *y, int row, int end) {                                                           \
         const int room = s->in_rows + s->pad_top - ((R) - 1) * (S) - (KH), columns = s->columns;                       \
-        int row = 0;                                                                                                   \
         vf wv[(KH) * (KW)];                                                                                            \
         FW_UNROLL for (int i = 0; i < (KH) * (KW); i++) wv[i] = vf_set(w[i]);                                          \
-        for (; row + (R) <= s->rows; row += (R)) {                                                                     \
+        for (; row + (R) <= end; row += (R)) {                                                                         \
             const int edge = row * (S) < s->pad_top || row * (S) > room;                                               \
             for (int column = 0; column < columns; column += VL) {                                                     \
                 if (edge) name##_tile(s, x, wv, bias, aux, y, row, column, (R), 1);                                    \
                 else name##_tile(s, x, wv, bias, aux, y, row, column, (R), 0);                                         \
             }                                                                                                          \
         }                                                                                                              \
-        for (; row < s->rows; row++) {                                                                                 \
+        for (; row < end; row++) {                                                                                     \
             for (int column = 0; column < columns; column += VL)                                                       \
                 name##_tile(s, x, wv, bias, aux, y, row, column, 1, 1);                                                \
         }                                                                                                              \
@@ -124,8 +123,8 @@ FW_INLINE void fw_planar_taps(const float *from, const fw_planar_span *spans, co
         const int64_t planes = (int64_t)shape->images * shape->channels;                                               \
         for (int64_t plane = planes * tid / threads; plane < planes * (tid + 1) / threads; plane++) {                  \
             const int c = (int)(plane % shape->channels);                                                              \
-            name##_plane(shape, x + plane * shape->x_plane, w + c * (KH) * (KW), bias[c], aux ? aux + c : aux,         \
-                         y + plane * shape->y_plane);                                                                  \
+            name##_rows(shape, x + plane * shape->x_plane, w + c * (KH) * (KW), bias[c], aux ? aux + c : aux,          \
+                        y + plane * shape->y_plane, 0, shape->rows);                                                   \
         }                                                                                                              \
     }
 

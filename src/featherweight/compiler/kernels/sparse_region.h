@@ -11,13 +11,14 @@
  *   product->x_image is the pitch of these rows: chunk * columns rounded up to whole vectors, and one more vector.
  *   scratch: in_channels * KH * KW * pitch floats a thread.
  *
- * FW_DEFINE_SPARSE_DEPTHWISE(name, V, VT, EPILOGUE, DEPTHWISE) defines
- *   static void name(const fw_sparse *shape, const fw_sparse_part *parts, const fw_planar *planar, const float *x,
- *                    const float *aux, const float *w, const float *bias, const float *planar_aux, float *y,
- *                    float *scratch, int tid, int threads);
- *   A sparse layer (R = 1, one group, no residual) and DEPTHWISE, a function of FW_DEFINE_PLANAR_DEPTHWISE, which
- *   convolves each channel as it is made: the map between the two is one plane, planar->x_plane floats of scratch a
- *   thread, and a vector behind the last. Threads share the parts.
+ * FW_DEFINE_SPARSE_DEPTHWISE(name, V, KH, S, EPILOGUE, DEPTHWISE) defines
+ *   static void name(const fw_sparse *shape, const fw_sparse_part *parts, const fw_planar *planar, int strip,
+ *                    const float *x, const float *aux, const float *w, const float *bias, const float *planar_aux,
+ *                    float *y, float *scratch, int tid, int threads);
+ *   A sparse layer (R = 1, one group, no residual) and DEPTHWISE, a function of FW_DEFINE_PLANAR_DEPTHWISE of KH rows
+ *   and stride S, which convolves each channel as it is made, `strip` output rows at a time: what lies between the two
+ *   stays in the first cache, and the rows that two strips need are made twice. planar->x_plane floats of scratch a
+ *   thread, and a vector behind the last. Threads share the strips.
  *
  * fw_planar_mean(images * channels, pixels, x_plane, x, y, tid, threads): the mean of every plane. */
 #ifndef FW_SPARSE_REGION_H
@@ -74,34 +75,44 @@
         }                                                                                                              \
     }
 
-#define FW_DEFINE_SPARSE_DEPTHWISE(name, V, VT, EPILOGUE, DEPTHWISE)                                                   \
+#define FW_DEFINE_SPARSE_DEPTHWISE(name, V, KH, S, EPILOGUE, DEPTHWISE)                                                \
     FW_SPARSE_STRIPE(name##_full, V, 1, EPILOGUE, 0)                                                                   \
-    FW_SPARSE_STRIPE(name##_last, VT, 1, EPILOGUE, 0)                                                                  \
-    FW_NOINLINE void name(const fw_sparse *shape, const fw_sparse_part *parts, const fw_planar *planar, const float *x,\
-                          const float *aux, const float *w, const float *bias, const float *planar_aux, float *y,      \
-                          float *scratch, int tid, int threads) {                                                      \
-        const int64_t units = (int64_t)shape->parts * shape->images;                                                   \
-        const fw_sparse_part *part = parts;                                                                            \
+    FW_SPARSE_STRIPE(name##_one, 1, 1, EPILOGUE, 0)                                                                    \
+    /* Vectors first to end of one channel, into `to`, whose first vector is `first`. */                               \
+    FW_INLINE void name##_channel(const float *value, const int32_t *offset, int columns, const float *x,              \
+                                  const float *aux, float *to, int first, int end) {                                   \
+        int v = first;                                                                                                 \
+        for (; v + (V) <= end; v += (V)) {                                                                             \
+            name##_full_one(value, offset, columns, x + v * VL, aux, to + (v - first) * VL);                           \
+        }                                                                                                              \
+        for (; v < end; v++) name##_one_one(value, offset, columns, x + v * VL, aux, to + (v - first) * VL);           \
+    }                                                                                                                  \
+    FW_NOINLINE void name(const fw_sparse *shape, const fw_sparse_part *parts, const fw_planar *planar, int strip,     \
+                          const float *x, const float *aux, const float *w, const float *bias,                         \
+                          const float *planar_aux, float *y, float *scratch, int tid, int threads) {                   \
+        const int strips = fw_ceil_div(planar->rows, strip);                                                           \
+        const int64_t units = (int64_t)shape->images * strips;                                                         \
         float *plane = scratch + tid * planar->x_plane;                                                                \
         for (int64_t unit = units * tid / threads; unit < units * (tid + 1) / threads; unit++) {                       \
-            const int image = (int)(unit % shape->images), vectors = shape->vectors;                                   \
+            const int image = (int)(unit / strips), row = (int)(unit % strips) * strip;                                \
+            const int end = fw_smaller(row + strip, planar->rows), top = row * (S) - planar->pad_top;                  \
+            const int low = top > 0 ? top * planar->in_columns / VL : 0;                                               \
+            const int bottom = fw_smaller((end - 1) * (S) - planar->pad_top + (KH), planar->in_rows);                  \
+            const int high = fw_ceil_div(bottom * planar->in_columns, VL);                                             \
             const float *from = x + image * shape->x_image;                                                            \
-            part = parts + unit / shape->images;                                                                       \
-            const int32_t *offset = part->offset;                                                                      \
-            const float *value = part->values;                                                                         \
-            for (int b = 0; b < part->blocks; b++) {                                                                   \
-                const int c = part->row[b], columns = part->count[b];                                                  \
-                const float *add = aux ? aux + c : aux;                                                                \
-                int v = 0;                                                                                             \
-                for (; v + (V) <= vectors; v += (V)) {                                                                 \
-                    name##_full_one(value, offset, columns, from + v * VL, add, plane + v * VL);                       \
+            for (int p = 0; p < shape->parts; p++) {                                                                   \
+                const fw_sparse_part *part = parts + p;                                                                \
+                const int32_t *offset = part->offset;                                                                  \
+                const float *value = part->values;                                                                     \
+                for (int b = 0; b < part->blocks; b++) {                                                               \
+                    const int c = part->row[b], columns = part->count[b];                                              \
+                    name##_channel(value, offset, columns, from, aux ? aux + c : aux, plane, low, high);               \
+                    DEPTHWISE##_rows(planar, plane - (ptrdiff_t)low * VL, w + (ptrdiff_t)c * planar->taps, bias[c],    \
+                                     planar_aux ? planar_aux + c : planar_aux,                                         \
+                                     y + ((ptrdiff_t)image * planar->channels + c) * planar->y_plane, row, end);       \
+                    offset += columns;                                                                                 \
+                    value += columns + 1;                                                                              \
                 }                                                                                                      \
-                if (v < vectors) name##_last_one(value, offset, columns, from + v * VL, add, plane + v * VL);          \
-                DEPTHWISE##_plane(planar, plane, w + (ptrdiff_t)c * planar->taps, bias[c],                             \
-                                  planar_aux ? planar_aux + c : planar_aux,                                            \
-                                  y + ((ptrdiff_t)image * planar->channels + c) * planar->y_plane);                    \
-                offset += columns;                                                                                     \
-                value += columns + 1;                                                                                  \
             }                                                                                                          \
         }                                                                                                              \
     }
