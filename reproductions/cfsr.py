@@ -47,7 +47,6 @@ def reproduce(
 ) -> Reproduction:
     """Measure the published weights, train both small networks and compare."""
     names, sets = (("cfsr_x4",), ("set5",)) if quick else (("cfsr_x2", "cfsr_x4"), ("set5",))
-    figures, reached = check_figures(names, sets, data_root, progress, limit=2 if quick else None)
     pictures = training_pictures(data_root, 2, PATCH, limit=4 if quick else None)
     tests = [benchmark_pictures(name, 2, data_root, 1 if quick else EXTRA) for name in ("set5", "bsd100")]
     seeds, steps = ((seed,), 5) if quick else ((seed, seed + 1, seed + 2), 300)
@@ -56,12 +55,22 @@ def reproduce(
     for each in seeds:
         for form, masks in FORMS.items():
             model = seeded(partial(network, masks), each)
-            train(model, pictures, Restoration(PATCH), steps=steps, batch=16, lr=3e-3, seed=each)
+            train(
+                model,
+                pictures,
+                Restoration(PATCH),
+                steps=steps,
+                batch=16,
+                lr=3e-3,
+                seed=each,
+                stage=f"{form} {each}",
+            )
             merged = copy.deepcopy(model).fuse()
             scores = [check.score(merged) for check in tests]
             found[form].append(sum(score for score, _ in scores) / len(scores))
             moved = max(moved, abs(tests[0].score(model)[0] - scores[0][0]))
             progress(f"seed {each}: {form} {found[form][-1]:.3f} dB")
+    figures, reached = check_figures(names, sets, data_root, progress, limit=2 if quick else None)
     for form, values in found.items():
         size = count(network(FORMS[form]).eval().fuse(), (3, 64, 64))
         row = dict.fromkeys(figures[0])

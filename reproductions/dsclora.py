@@ -63,7 +63,6 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train a teacher and students, fine-tune each student both ways, and compare."""
-    figures, _ = check_figures(("dscf_x4",), ("set5",), data_root, progress, limit=2 if quick else None)
     pictures = training_pictures(data_root, 2, PATCH, limit=4 if quick else None)
     tests = [benchmark_pictures(name, 2, data_root, 1 if quick else EXTRA) for name in ("set5", "bsd100")]
     seeds = (seed,) if quick else (seed, seed + 1, seed + 2)
@@ -87,6 +86,7 @@ def reproduce(
             costs.add(count(model, (3, 64, 64)))
             found[form].append(score(model))
             progress(f"seed {each}: {form} {found[form][-1]:.3f} dB")
+    figures, _ = check_figures(("dscf_x4",), ("set5",), data_root, progress, limit=2 if quick else None)
     for form, values in found.items():
         row = {**dict.fromkeys(figures[0]), "network": f"SPAN, {WIDTH} channels, {form}"}
         figures.append({**row, "data": f"set5 and {EXTRA} of bsd100, x2", "psnr_db": spread_db(values)})

@@ -54,7 +54,6 @@ def reproduce(
 ) -> Reproduction:
     """Measure the published weights, train both small networks and compare."""
     names, sets = (("imdn_x4",), ("set5",)) if quick else (("imdn_x2", "imdn_x4"), ("set5",))
-    figures, reached = check_figures(names, sets, data_root, progress, limit=2 if quick else None)
     pictures = training_pictures(data_root, 2, PATCH, limit=4 if quick else None)
     tests = [benchmark_pictures(name, 2, data_root, 1 if quick else EXTRA) for name in ("set5", "bsd100")]
     seeds, steps = ((seed,), 5) if quick else ((seed, seed + 1, seed + 2), 300)
@@ -62,10 +61,20 @@ def reproduce(
     for each in seeds:
         for kind in ATTENTIONS:
             model = seeded(partial(network, kind), each)
-            train(model, pictures, Restoration(PATCH), steps=steps, batch=16, lr=2e-3, seed=each)
+            train(
+                model,
+                pictures,
+                Restoration(PATCH),
+                steps=steps,
+                batch=16,
+                lr=2e-3,
+                seed=each,
+                stage=f"{kind} {each}",
+            )
             scores = [check.score(model) for check in tests]
             found[kind].append(sum(score for score, _ in scores) / len(scores))
             progress(f"seed {each}: {kind} {found[kind][-1]:.3f} dB")
+    figures, reached = check_figures(names, sets, data_root, progress, limit=2 if quick else None)
     for kind, values in found.items():
         size = count(network(kind), (3, 64, 64))
         row = dict.fromkeys(figures[0])

@@ -92,11 +92,11 @@ def reproduce(
     quick: bool, data_root: Path | None, seed: int, progress: Callable[[str], None]
 ) -> Reproduction:
     """Train the three networks with every seed and test them on centred and on shifted digits."""
-    images, epochs = (600, 1) if quick else (3_000, 8)
-    seeds = (seed,) if quick else tuple(range(seed, seed + 4))
+    images, epochs = (600, 1) if quick else (2_500, 8)
+    seeds = (seed,) if quick else tuple(range(seed, seed + 3))
     dataset = load_dataset("mnist", data_root=data_root)
     x, labels = tensors(dataset.train, images, dataset.mode)
-    test, answers = tensors(dataset.test, 500 if quick else 10_000, dataset.mode)
+    test, answers = tensors(dataset.test, 500 if quick else 4_000, dataset.mode)
     moved = shifted(test, 0)
     found: dict[str, list[float]] = {}
     for one in seeds:

@@ -140,6 +140,25 @@ def test_both_ways_to_scale_agree():
     assert relative(layer(small)[:1], layer(small[:1])) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"kernel_size": 1, "kernel_num": 1, "local_act": None},
+        {"kernel_size": 3, "kernel_num": 1, "frequencies_only": True, "local_act": None},
+        {"kernel_size": 3, "kernel_num": 1},
+        {"kernel_size": 3, "groups": 4, "padding": 1},
+        {"kernel_size": 3, "groups": 24, "param_ratio": 2},
+    ],
+)
+@torch.no_grad()
+def test_samples_do_not_mix(kwargs):
+    layer = randomise(FDConv2d(24, 24, **kwargs)).eval()
+    for side in (3, 40):
+        x = torch.randn(3, 24, side, side)
+        together = layer(x)
+        assert relative(torch.cat([layer(x[i : i + 1]) for i in range(3)]), together) < 1e-5
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 8), (64, 33), (70, 130)])
 @torch.no_grad()
 def test_bands_add_up(size):

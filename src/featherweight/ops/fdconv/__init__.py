@@ -197,7 +197,8 @@ class FDConv2d(ConvOperator):
         if self.bands is not None:
             x = self.bands(x)
         # Where the kernel is the smaller one it is scaled, else the maps on both of its sides.
-        small = math.prod(weight.shape[1:]) < (self.in_channels + self.out_channels) * math.prod(x.shape[2:])
+        maps = (self.in_channels + self.out_channels) * math.prod(x.shape[2:])
+        small = not self._is_shared and math.prod(weight.shape[1:]) < maps
         if channel is not None and not (small and self.groups == 1):
             x, channel = x * channel.to(x.dtype)[:, :, None, None], None
         if channel is not None:
@@ -209,9 +210,14 @@ class FDConv2d(ConvOperator):
             y = y * filters.to(y.dtype)[:, :, None, None]
         return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
+    @property
+    def _is_shared(self) -> bool:
+        """All samples have one kernel: only input and output channels are scaled."""
+        return self.modulation.is_idle and self.local is None
+
     def _convolve_each(self, x: Tensor, weight: Tensor) -> Tensor:
         """Convolve each sample with its own kernel."""
-        if self.modulation.is_idle and self.local is None:
+        if self._is_shared:
             return self.convolve(x, weight[0], None)
         if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
             y = self.convolve(

@@ -151,13 +151,11 @@ class LocalModulation(nn.Module):
         """`(N, Cin, 1, 1)` to `(N, Cout, Cin / groups, kh, kw)`."""
         groups, (height, width) = self.groups, self.kernel_size
         z = self.conv(self.norm(mean.flatten(1))[:, None])  # (N, Cout kh kw, Cin)
-        filters = z.shape[1] // (groups * height * width)
-        z = z.reshape(-1, groups, filters, height, width, groups, z.shape[2] // groups)
+        filters, channels = z.shape[1] // (height * width), z.shape[2]
         if groups > 1:
-            z = z.diagonal(dim1=1, dim2=5).permute(
-                0, 5, 1, 2, 3, 4
-            )  # (N, groups, filters, kh, kw, Cin / groups)
-        z = z.reshape(-1, groups * filters, height, width, z.shape[-1])
+            z = z.reshape(-1, groups, filters // groups, height, width, groups, channels // groups)
+            z = z.diagonal(dim1=1, dim2=5).permute(0, 5, 1, 2, 3, 4)  # a group's filters on its own channels
+        z = z.reshape(-1, filters, height, width, channels // groups)
         return ACTS[self.act](z.permute(0, 1, 4, 2, 3))
 
 
