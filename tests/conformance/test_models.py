@@ -20,6 +20,7 @@ from featherweight.cards import KINDS, Card, all_cards
 from featherweight.errors import UsageError
 from featherweight.measure.count import count
 from featherweight.registry import create_model
+from featherweight.shrink.fold import fold_batchnorm
 
 UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}
 BUILT = [card for card in all_cards().values() if card.module_path]
@@ -91,6 +92,15 @@ def test_fused_figures_are_exact(name):
     variant = next(card for card, variant in VARIANTS if variant == name).variants[name]
     found = count(create_model(name).eval().fuse(), variant.input)
     assert {key: getattr(found, key) for key in variant.fused} == dict(variant.fused)
+
+
+@pytest.mark.parametrize("name", [smallest(card) for card in MODELS if card.variants[smallest(card)].fused])
+@torch.no_grad()
+def test_fusing_keeps_the_answers_also_after_norms_were_folded(name):
+    model, x = build(name), images(name)
+    expected = model(x)
+    assert relative(fold_batchnorm(model).fuse()(x), expected) < 1e-4
+    assert relative(model.fuse()(x), expected) < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -48,11 +48,16 @@ def scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def folded(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return weight and bias, in double, of a layer that does what `layer` and the norm after it do."""
+    """Return weight and bias, in double, of a layer that does what `layer` and the norm after it do.
+
+    A norm that was folded before, an identity by now, changes nothing.
+    """
+    weight = exact(layer.weight)
+    bias = weight.new_zeros(len(weight)) if layer.bias is None else exact(layer.bias)
+    if not isinstance(norm, NORMS):
+        return weight.clone(), bias
     scale, shift = scale_and_shift(norm)
-    if layer.bias is not None:
-        shift = shift + exact(layer.bias) * scale
-    return exact(layer.weight) * _outputs(scale, layer), shift
+    return weight * _outputs(scale, layer), bias * scale + shift
 
 
 @torch.no_grad()

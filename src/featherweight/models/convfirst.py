@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import ConvNormAct, make_divisible
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
-from featherweight.blocks.fold import check_eval
+from featherweight.blocks.fold import check_eval, exact, put_weights
 from featherweight.blocks.inverted_residual import InvertedResidual
 from featherweight.errors import UsageError
 from featherweight.registry import register_model
@@ -114,7 +114,9 @@ class ConvFirst(nn.Module):
         self.spatial.fuse()
         shift = self.spatial.conv.bias
         if shift is not None:
-            self.expand.conv.bias = nn.Parameter(self.expand.conv.weight.flatten(1) @ shift)
+            conv = self.expand.conv
+            moved = exact(conv.weight).flatten(1) @ exact(shift)
+            put_weights(conv, conv.weight, moved if conv.bias is None else moved + exact(conv.bias))
             self.spatial.conv.bias = None
         self.expand.fuse()
         self.project.fuse()

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import ConvNormAct, make_divisible
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
-from featherweight.blocks.fold import NORMS, check_eval, exact, fold_before, put_weights
+from featherweight.blocks.fold import NORMS, check_eval, fold_before, folded, put_weights
 from featherweight.blocks.ls_conv import LSConv
 from featherweight.blocks.squeeze_excite import SqueezeExcite
 from featherweight.registry import register_model
@@ -70,13 +70,11 @@ class RepDepthwise(nn.Module):
 
     def merge(self) -> nn.Conv2d:
         """Return the 3x3 depthwise convolution that does the same in eval mode."""
-        self.square.fuse()
-        self.point.fuse()
-        merged, point = self.square.conv, self.point.conv
-        weight = exact(merged.weight).clone()
-        weight[:, :, 1, 1] += exact(point.weight)[:, :, 0, 0] + 1
-        put_weights(merged, weight, exact(merged.bias) + exact(point.bias))
-        return merged
+        weight, bias = folded(self.square.conv, self.square.norm)
+        centre, shift = folded(self.point.conv, self.point.norm)
+        weight[:, :, 1, 1] += centre[:, :, 0, 0] + 1
+        put_weights(self.square.conv, weight, bias + shift)
+        return self.square.conv
 
 
 class Attention(nn.Module):

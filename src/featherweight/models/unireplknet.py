@@ -34,7 +34,7 @@ from featherweight.blocks.classifier import Classifier
 from featherweight.blocks.conv import make_divisible
 from featherweight.blocks.dilated_reparam import DilatedReparamBlock, depthwise
 from featherweight.blocks.drop_path import DropPath, drop_path_rates
-from featherweight.blocks.fold import check_eval, exact, fold_after, scale_and_shift, scale_output
+from featherweight.blocks.fold import check_eval, exact, fold_after, folded, put_weights
 from featherweight.blocks.layouts import clean_state, rename
 from featherweight.blocks.squeeze_excite import SqueezeExcite
 from featherweight.registry import register_model
@@ -132,9 +132,11 @@ class UniRepLKBlock(nn.Module):
         fold_after(self.depthwise, self.norm)
         # The norm over channels is not linear, so only its shift can move on, through the projection.
         moved = exact(self.project.weight).flatten(1) @ exact(self.response.shift)
-        scale, shift = scale_and_shift(self.project_norm)
+        bias = 0.0 if self.project.bias is None else exact(self.project.bias)
+        put_weights(self.project, self.project.weight, moved + bias)
+        weight, bias = folded(self.project, self.project_norm)
         gain = exact(self.gain)
-        scale_output(self.project, gain * scale, gain * (scale * moved + shift))
+        put_weights(self.project, gain[:, None, None, None] * weight, gain * bias)
         self.norm, self.project_norm = nn.Identity(), nn.Identity()
         self.gain, self.response.shift = None, None
 
