@@ -194,14 +194,7 @@ def export_onnx(
     model = copy.deepcopy(model).cpu().float().eval()
     example = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
     sample = example if images is None else torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
-    samples = [sample]
-    if dynamic_size:
-        # A network with a stride may cut images of other sizes up, which an open graph cannot.
-        step = getattr(model, "stride", 1)
-        height, width = (
-            max(step, side - count * step) for side, count in zip(sample.shape[2:], (3, 5), strict=True)
-        )
-        samples.append(sample[..., :height, :width].contiguous())
+    samples = [sample, _other_size(sample, model)] if dynamic_size else [sample]
     with torch.no_grad():
         pairs = [(images, model(images)) for images in samples]
     failures = []
@@ -225,6 +218,18 @@ def export_onnx(
         atomic_write(path, data)
         return ExportReport(path, len(data), proto.opset_import[0].version, name, error)
     raise FeatherweightError(f"Could not export {type(model).__name__} to ONNX ({'; '.join(failures)}).")
+
+
+def _other_size(sample: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    """Return the batch cut to another height and width, odd ones unless the network has a stride.
+
+    A network with a stride may cut images of other sizes up, which an open graph cannot.
+    """
+    step = getattr(model, "stride", 1)
+    height, width = (
+        max(step, side - count * step) for side, count in zip(sample.shape[2:], (3, 5), strict=True)
+    )
+    return sample[..., :height, :width].contiguous()
 
 
 def _describe(
