@@ -38,7 +38,7 @@ FORMS = {
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float(((found - expected).abs().max() / expected.abs().max()).detach())
 
 
 def ruled(shape: tuple[int, ...], number: int, name: str) -> torch.Tensor:
