@@ -2,8 +2,8 @@
 
 Every network becomes a float32 file, an int8 (QDQ) file and, for some, files with 80 and 90 % of the 1x1
 weights zero, all with random weights; all engines read the same file and take turns. A row tells how many
-times as fast as the quickest peer an engine is, and what share of the machine's peak it reaches: multiply-adds
-of a loop that does nothing else, measured. Zeros count: the peers multiply them.
+times as fast as the quickest peer an engine is, and what share of the machine's peak it reaches, which a loop
+of nothing but multiply-adds tells. Zeros count as well: the peers multiply them.
 
     python benchmarks/engines.py                                   # the usual networks in all forms
     python benchmarks/engines.py mobilenetv2_100 timm/repvit_m0_9.dist_in1k --threads 2
@@ -54,6 +54,7 @@ COLUMNS = (
     *("p50_ms", "low_ms", "high_ms", "clock", "runs", "times_as_fast", "share_of_peak", "difference"),
     *("macs", "input", "date", "machine", "versions"),
 )
+SETTLE_SECONDS = 0.02
 INT8_PEAK = 4
 """An 8-bit product sums four pairs where a float32 one has one."""
 
@@ -92,6 +93,9 @@ def take_turns(engines: Mapping[str, Any], threads: int, options: Options) -> di
         if turn >= LEAST_TURNS and time.monotonic() - began > options.seconds:
             break
         for name, engine in engines.items():
+            if threads > 1:
+                # The threads of the engine before spin for some milliseconds, on the cores of this one.
+                time.sleep(SETTLE_SECONDS)
             spent = engine.turn(options.clock)
             if turn >= 0:
                 times[name].append(spent)

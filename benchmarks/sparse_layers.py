@@ -1,10 +1,10 @@
-"""Time every 1x1 layer of a network with mostly zero weights: ours, dense and sparse, and torch's CSR product.
+"""Time each 1x1 layer of a network with mostly zero weights: our two forms, and torch's CSR product.
 
     python benchmarks/sparse_layers.py mobilenetv2_100 --zeros 0.8 --zeros 0.9
 
-All layers stand side by side in one ONNX file, which is compiled twice, dense and sparse; a layer's time is that
-of its step. torch multiplies its CSR matrix (MKL) with the dense map, without bias or activation. All take turns,
-the least time of each counts. One thread.
+All layers stand side by side in one ONNX file, which is compiled twice, dense and sparse; a layer's time is
+that of its step. torch multiplies its CSR matrix (MKL) with the dense map, without bias or activation. All
+take turns, the least time of each counts. One thread.
 """
 
 from __future__ import annotations
