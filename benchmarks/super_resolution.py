@@ -1,11 +1,13 @@
 """Time super-resolution networks for each megapixel of their result, and weigh 8 bits against 32.
 
     python benchmarks/super_resolution.py prepare cfsr_x4 --weights DIR --data DIR --work DIR
+    python benchmarks/super_resolution.py quantise cfsr_x4 --data DIR --work DIR
     python benchmarks/super_resolution.py time cfsr_x4 --work DIR
 
-`prepare` exports the official weights, quantises them on patches of T91, measures both files on Set5 and
-compiles both; `time` runs everything in turns on one tile: ours, onnxruntime and OpenVINO on the same files,
-and bicubic enlargement by Pillow and by ours. Rows go to `results/super_resolution/<machine>.csv`.
+`prepare` exports the official weights, measures them on Set5 and compiles them; `quantise` makes the 8-bit
+file on patches of T91 and does the same; `time` runs everything in turns on one tile: ours, onnxruntime
+and OpenVINO on the same files, and bicubic enlargement by Pillow and by ours. Rows go to
+`results/super_resolution/<machine>.csv`.
 """
 
 from __future__ import annotations
@@ -93,10 +95,18 @@ def score(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]], scale: int) ->
 
 
 def prepare(network: str, weights: Path, data: Path, work: Path, tile: int) -> None:
-    """Export, quantise, measure and compile one network into `work`."""
+    """Export one network into `work`, measure it on Set5 and compile it."""
     restorer = find_restorer(network, weights / OFFICIAL[network])
-    folder, scale = work / network, restorer.scale
-    atomic_write(folder / "float32.onnx", restorer.path.read_bytes())
+    atomic_write(work / network / "float32.onnx", restorer.path.read_bytes())
+    about = {"scale": restorer.scale}
+    _finish(work / network, "float32", about, data, tile)
+
+
+def quantise(network: str, data: Path, work: Path, tile: int) -> None:
+    """Quantise a prepared network, keeping as many layers in float as the loss demands, and do the same."""
+    folder = work / network
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    scale = about["scale"]
     pairs = patches(data / "t91" / "t91.zip", scale, CALIBRATION + HELD_OUT, seed=0)
     held_out, used = pairs[:HELD_OUT], pairs[HELD_OUT:]
     calibration = np.stack([small for small, _ in used]).transpose(0, 3, 1, 2) / np.float32(255)
@@ -108,18 +118,20 @@ def prepare(network: str, weights: Path, data: Path, work: Path, tile: int) -> N
         MAX_DROP_DB,
         methods=("mse",),
     )
-    pairs = set5(data / "set5" / "set5.zip", scale)
-    about: dict[str, Any] = {"scale": scale, "float_layers": len(report.kept_float)}
-    for precision in ("float32", "int8"):
-        about[precision] = score(folder / f"{precision}.onnx", pairs, scale)
-        try:
-            compile_onnx(
-                folder / f"{precision}.onnx", folder / precision, shapes={"image": [1, 3, tile, tile]}
-            )
-        except FeatherweightError as error:
-            logging.warning("%s %s is not compiled: %s", network, precision, error)
+    about["float_layers"] = len(report.kept_float)
+    _finish(folder, "int8", about, data, tile)
+
+
+def _finish(folder: Path, precision: str, about: dict[str, Any], data: Path, tile: int) -> None:
+    """Measure a file on Set5, write what is known, and compile it."""
+    path = folder / f"{precision}.onnx"
+    about[precision] = score(path, set5(data / "set5" / "set5.zip", about["scale"]), about["scale"])
     atomic_write_json(folder / "about.json", about)
-    print(network, about)
+    print(folder.name, about)
+    try:
+        compile_onnx(path, folder / precision, shapes={"image": [1, 3, tile, tile]})
+    except FeatherweightError as error:
+        logging.warning("%s is not compiled: %s", path, error)
 
 
 def measure(network: str, work: Path, tile: int, runs: int, seconds: float) -> list[dict[str, Any]]:
@@ -130,6 +142,8 @@ def measure(network: str, work: Path, tile: int, runs: int, seconds: float) -> l
     feed = {"image": np.ascontiguousarray(image.transpose(2, 0, 1)[None] / np.float32(255), np.float32)}
     jobs: dict[tuple[str, str], Callable[[], object]] = {}
     for precision in ("float32", "int8"):
+        if not (folder / f"{precision}.onnx").is_file():
+            continue
         if (folder / precision).is_dir():
             jobs["featherweight", precision] = _job(Session(folder / precision).run, feed)
         jobs["onnxruntime", precision] = _job(open_session(folder / f"{precision}.onnx").run, feed)
@@ -180,7 +194,7 @@ def _openvino(path: Path, tile: int) -> Callable[[dict[str, np.ndarray]], object
 def main() -> None:
     """Parse the command line and run one step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("prepare", "time"))
+    parser.add_argument("step", choices=("prepare", "quantise", "time"))
     parser.add_argument("networks", nargs="*", default=list(OFFICIAL), help=f"of {', '.join(OFFICIAL)}")
     parser.add_argument("--weights", type=Path, help="folder of the official .pth files")
     parser.add_argument("--data", type=Path, help="folder that holds set5/set5.zip and t91/t91.zip")
@@ -193,6 +207,9 @@ def main() -> None:
     for network in options.networks:
         if options.step == "prepare":
             prepare(network, options.weights, options.data, options.work, options.tile)
+            continue
+        if options.step == "quantise":
+            quantise(network, options.data, options.work, options.tile)
             continue
         rows = measure(network, options.work, options.tile, options.runs, options.seconds)
         path = RESULTS / f"{machine_id()}.csv"
