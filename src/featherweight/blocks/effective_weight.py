@@ -1,8 +1,8 @@
 """Layers whose weight is computed from other parameters: once in eval mode, at each training step.
 
-The weight kept between calls is dropped by `train()`, `eval()`, moving the layer or loading a state, and
+The weight kept between calls is dropped when the mode changes, when the layer is moved or loads a state, and
 recomputed when a parameter was replaced or written to. Writing through `.data`, which PyTorch does not note,
-goes unseen until the next `eval()`.
+goes unseen until the layer has been in training mode.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class EffectiveWeight(nn.Module):
         return self._kept[0]
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or eval mode and forget the kept weight."""
-        self._kept = None
+        """Set training or eval mode and, where it changes, forget the kept weight."""
+        if mode != self.training:  # an exporter sets eval mode again before it traces
+            self._kept = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
