@@ -346,7 +346,7 @@ def test_sparse_layers_equal_onnxruntime(target, tmp_path):
 @pytest.mark.parametrize("target", ["native", "x86-64-v3", "generic-c"])
 def test_sparse_regions_equal_onnxruntime(target, tmp_path):
     found = check(sparse_region, tmp_path, target, threads=2)
-    assert sum(name.startswith("sparse 1x1") for name in found) >= 3
+    assert sum(name.startswith("sparse 1x1") for name in found) >= 2
     found = check(large_sparse_block, tmp_path, target, threads=2)
     assert any("with planar depthwise" in name for name in found)
 
