@@ -67,7 +67,7 @@ def test_passes_leave_few_steps(compiled):
         "convolution",
         "depthwise",
         "convolution",
-        "convolution",
+        "winograd",
         "vector",
         "layout",
         "product,",
