@@ -1,8 +1,8 @@
 """Choose the dense 3x3 convolutions that run by Winograd's F(4x4, 3x3), with the attribute `winograd`.
 
 Measured on a processor with AVX-512, such a layer is 2.3 to 3.6 times as fast as the implicit product of
-matrices where its transformed weights stay in the second-level cache, at a largest error of 1e-5 of the largest
-output.
+matrices where its transformed weights stay in the second-level cache, at a largest error of 1e-5 of the
+largest output.
 """
 
 from __future__ import annotations
