@@ -136,10 +136,9 @@ def test_learns_and_leaves_the_averaged_weights_in_the_model(tmp_path):
     assert all(torch.equal(stored[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_time_budget_is_kept_and_stored(tmp_path, data):
-    began = time.perf_counter()
+def test_time_budget_becomes_a_stored_number_of_steps(tmp_path, data):
     result = fit_model(tiny_net(), *data, quick(epochs=None, time_budget_s=3.0), None, tmp_path)
-    assert 0.5 < time.perf_counter() - began < 6
+    assert result.steps > 10 and result.wall_s > 0.5
     assert checkpoint.load_state(tmp_path).scalars["plan"]["total_steps"] == result.steps
 
 
