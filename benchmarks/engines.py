@@ -54,7 +54,6 @@ COLUMNS = (
     *("p50_ms", "low_ms", "high_ms", "clock", "runs", "times_as_fast", "share_of_peak", "difference"),
     *("macs", "input", "date", "machine", "versions"),
 )
-SETTLE_SECONDS = 0.02
 INT8_PEAK = 4
 """An 8-bit product sums four pairs where a float32 one has one."""
 
@@ -93,9 +92,6 @@ def take_turns(engines: Mapping[str, Any], threads: int, options: Options) -> di
         if turn >= LEAST_TURNS and time.monotonic() - began > options.seconds:
             break
         for name, engine in engines.items():
-            if threads > 1:
-                # The threads of the engine before spin for some milliseconds, on the cores of this one.
-                time.sleep(SETTLE_SECONDS)
             spent = engine.turn(options.clock)
             if turn >= 0:
                 times[name].append(spent)
