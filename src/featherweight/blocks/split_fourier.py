@@ -24,9 +24,10 @@ def inverse_real(z: Tensor, rows: int, columns: int) -> Tensor:
     """
     if not torch.jit.is_tracing():
         return torch.fft.irfft2(torch.view_as_complex(z.contiguous()), s=(rows, columns))
-    real, imaginary = z.transpose(-1, -2).unbind(-2)  # each (N, rows, half)
-    real, imaginary = _inverse_last(real.transpose(-1, -2), imaginary.transpose(-1, -2))
-    real, imaginary = real.transpose(-1, -2), imaginary.transpose(-1, -2)
+    half = columns // 2 + 1
+    real, imaginary = (z[..., part].transpose(-1, -2) for part in (0, 1))  # each (N, half, rows)
+    turned = _inverse_last(real, imaginary, (half, rows))
+    real, imaginary = (part.transpose(-1, -2) for part in turned)  # each (N, rows, half)
     # The first column, and the last of an even number, are their own mirror images and so real.
     inner = slice(1, (columns + 1) // 2)
     last = slice((columns + 1) // 2, columns // 2 + 1)
@@ -36,21 +37,23 @@ def inverse_real(z: Tensor, rows: int, columns: int) -> Tensor:
     imaginary = torch.cat(
         (none, imaginary[..., inner], torch.zeros_like(imaginary[..., last]), -mirrored[1]), -1
     )
-    return _inverse_last(real, imaginary, with_imaginary=False)[0] / (rows * columns)
+    return _inverse_last(real, imaginary, (rows, columns), with_imaginary=False)[0] / (rows * columns)
 
 
-def _inverse_last(real: Tensor, imaginary: Tensor, with_imaginary: bool = True) -> tuple[Tensor, Tensor]:
-    """Transform the last axis, without the division by its length."""
-    size = int(real.shape[-1])
+def _inverse_last(
+    real: Tensor, imaginary: Tensor, shape: tuple[int, int], with_imaginary: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Transform the last axis of `(N, *shape)`, without the division by its length."""
+    count, size = shape
     inner, twist, outer = ([m.to(real) for m in pair] for pair in _rotations(size))
     p, q = outer[0].shape[0], inner[0].shape[0]
     # Frequency k1 + P k2 stands at (k2, k1), place Q n1 + n2 comes to stand at (n2, n1).
-    pair = tuple(part.reshape(*part.shape[:-1], q, p) for part in (real, imaginary))
+    pair = tuple(part.reshape(-1, count, q, p) for part in (real, imaginary))
     pair = _multiply(inner, pair, torch.matmul)
     pair = _multiply(twist, pair, torch.mul)
     (cos, sin), (a, b) = outer, pair
     found = a @ cos - b @ sin, (a @ sin + b @ cos) if with_imaginary else a
-    return tuple(part.transpose(-1, -2).flatten(-2) for part in found)
+    return tuple(part.transpose(-1, -2).reshape(-1, count, size) for part in found)
 
 
 def _multiply(left: list[Tensor], right: tuple[Tensor, Tensor], product: object) -> tuple[Tensor, Tensor]:

@@ -179,7 +179,8 @@ class FDConv2d(ConvOperator):
         else:
             weights = frequencies.to(z.dtype).reshape(-1, self.param_ratio, self.kernel_num)
             weights = weights * (self.scale * self.kernel_num * self.param_ratio)
-            z = (z * weights[:, :, self.group.long(), None]).sum(1)
+            each = weights.index_select(2, self.group.long().flatten())
+            z = (z * each.reshape(-1, self.param_ratio, *self.group.shape, 1)).sum(1)
         w = inverse_real(z, self.rows, self.columns)
         height, width = self.kernel_size
         return w.reshape(-1, self.out_channels, height, self.columns // width, width).transpose(2, 3)
@@ -200,15 +201,15 @@ class FDConv2d(ConvOperator):
         maps = (self.in_channels + self.out_channels) * math.prod(x.shape[2:])
         small = not self._is_shared and math.prod(weight.shape[1:]) < maps
         if channel is not None and not (small and self.groups == 1):
-            x, channel = x * channel.to(x.dtype)[:, :, None, None], None
+            x, channel = x * channel.to(x.dtype).reshape(-1, self.in_channels, 1, 1), None
         if channel is not None:
-            weight = weight * channel.to(weight.dtype)[:, None, :, None, None]
+            weight = weight * channel.to(weight.dtype).reshape(-1, 1, self.in_channels, 1, 1)
         if filters is not None and small:
-            weight, filters = weight * filters.to(weight.dtype)[:, :, None, None, None], None
+            weight, filters = weight * filters.to(weight.dtype).reshape(-1, self.out_channels, 1, 1, 1), None
         y = self._convolve_each(x, weight)
         if filters is not None:
-            y = y * filters.to(y.dtype)[:, :, None, None]
-        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
+            y = y * filters.to(y.dtype).reshape(-1, self.out_channels, 1, 1)
+        return y if self.bias is None else y + self.bias.to(y.dtype).reshape(-1, 1, 1)
 
     @property
     def _is_shared(self) -> bool:

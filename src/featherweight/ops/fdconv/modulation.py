@@ -5,10 +5,12 @@ All heads start at zero, where every factor is 1, so that a converted layer begi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,17 +117,17 @@ class GlobalModulation(nn.Module):
         z = F.batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias) if alone else norm(z)
         z = self.relu(z)
         heads = (self.channel_fc, self.filter_fc, self.spatial_fc)
-        rest = [None if h is None else ACTS[self.act](_cool(h(z), self.temperature)) for h in heads]
+        rest = [None if h is None else ACTS[self.act](_logits(h, z, self.temperature)) for h in heads]
         if self.kernel_fc is None:
             return *rest, None
-        logits = _cool(self.kernel_fc(z), self.frequency_temperature)
+        logits = _logits(self.kernel_fc, z, self.frequency_temperature)
         if self.act == "softmax":
             return *rest, logits.softmax(1)
         return *rest, ACTS[self.act](logits) / self.frequencies
 
 
-def _cool(logits: Tensor, temperature: float) -> Tensor:
-    logits = logits.flatten(1)
+def _logits(head: nn.Conv2d, z: Tensor, temperature: float) -> Tensor:
+    logits = head(z).reshape(-1, head.out_channels)
     return logits if temperature == 1 else logits / temperature
 
 
@@ -150,8 +152,8 @@ class LocalModulation(nn.Module):
     def forward(self, mean: Tensor) -> Tensor:
         """`(N, Cin, 1, 1)` to `(N, Cout, Cin / groups, kh, kw)`."""
         groups, (height, width) = self.groups, self.kernel_size
-        z = self.conv(self.norm(mean.flatten(1))[:, None])  # (N, Cout kh kw, Cin)
-        filters, channels = z.shape[1] // (height * width), z.shape[2]
+        filters, channels = self.conv.out_channels // (height * width), self.norm.normalized_shape[0]
+        z = self.conv(self.norm(mean.reshape(-1, 1, channels)))  # (N, Cout kh kw, Cin)
         if groups > 1:
             z = z.reshape(-1, groups, filters // groups, height, width, groups, channels // groups)
             z = z.diagonal(dim1=1, dim2=5).permute(0, 5, 1, 2, 3, 4)  # a group's filters on its own channels
@@ -185,20 +187,17 @@ class BandModulation(nn.Module):
         for head in self.heads:
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-        rows, columns = torch.fft.fftfreq(GRID).abs(), torch.fft.rfftfreq(GRID)
-        highest = torch.maximum(rows[:, None], columns)
-        masks = torch.stack([highest < 0.5 / cutoff + 1e-8 for cutoff in bands.cutoffs])
-        self.register_buffer("masks", masks[:, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the shape and the type."""
-        height, width = x.shape[-2:]
+        channels, height, width = (int(size) for size in x.shape[1:])
         z = spectrum.to_spectrum(x)
-        masks = F.interpolate(self.masks.to(z.dtype), size=(height, width // 2 + 1), mode="nearest")
-        channels, left = int(x.shape[1]), x.to(z.dtype)
+        left = x.to(z.dtype)
+        masks = _masks(self.config.cutoffs, height, width).to(z)  # (cuts, 1, 1, H, F)
         # Every cut in one transform, each with all channels.
-        lows = (z[:, None] * masks[:, None]).flatten(1, 2)
-        lows = spectrum.to_image(lows, left[:, :1].expand(-1, lows.shape[1], -1, -1))
+        lows = z.reshape(-1, 1, *z.shape[1:]) * masks
+        lows = lows.reshape(-1, len(masks) * channels, 2, height, width // 2 + 1)
+        lows = spectrum.to_image(lows, left[:, :1].expand(-1, len(masks) * channels, -1, -1))
         y: Tensor | float = 0.0
         for low, head in zip(lows.split(channels, 1), self.heads, strict=False):
             y = y + self._weigh(head, x, left - low)
@@ -209,8 +208,24 @@ class BandModulation(nn.Module):
         logits = head(x)  # (N, groups, H, W)
         act = self.config.act
         factor = logits.softmax(1) * self.groups if act == "softmax" else ACTS[act](logits)
+        if self.groups == 1:
+            return factor * band
         return (factor[:, :, None] * band.unflatten(1, (self.groups, -1))).flatten(1, 2)
 
     def head_macs(self, input_shape: Sequence[int]) -> int:
         """Return the MACs of the heads on one map of `input_shape` = `(C, H, W)`."""
         return len(self.heads) * self.config.kernel_size**2 * math.prod(input_shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _masks(cutoffs: tuple[int, ...], height: int, width: int) -> Tensor:
+    """Return which frequencies lie below each cut, drawn on the grid and taken from there to this size."""
+    rows, columns = np.abs(np.fft.fftfreq(GRID)), np.fft.rfftfreq(GRID)
+    places = [
+        np.minimum(np.arange(size, dtype=np.float32) * np.float32(grid / size), grid - 1).astype(int)
+        for size, grid in ((height, GRID), (width // 2 + 1, GRID // 2 + 1))
+    ]
+    highest = np.maximum(rows[:, None], columns)[np.ix_(*places)].astype(np.float32)
+    # In float32, as released: there a quarter is not below the cut 1/4 + 1e-8, but an eighth below its own.
+    masks = np.stack([highest < np.float32(0.5 / cutoff + 1e-8) for cutoff in cutoffs])
+    return torch.from_numpy(masks[:, None, None].astype(np.float32))
