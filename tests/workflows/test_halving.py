@@ -60,6 +60,16 @@ def test_each_round_prefers_the_more_capable_of_those_that_are_close():
     assert successive_halving(CANDIDATES, 8.0, train, tie=0.24)[0].width == 1.0
 
 
+def test_few_validation_images_cannot_tell_small_differences():
+    scores = {0.25: 0.50, 0.5: 0.51, 0.75: 1 - 4 / 269, 1.0: 1 - 2 / 269}
+
+    def train(candidate, time_s, number):
+        return scores[candidate.width], 1.0
+
+    assert successive_halving(CANDIDATES, 8.0, train, images=269)[0].width == 0.75
+    assert successive_halving(CANDIDATES, 8.0, train, images=5_000)[0].width == 1.0
+
+
 @pytest.mark.parametrize(("count", "rounds"), [(1, 0), (2, 1), (5, 3), (16, 4)])
 def test_rounds(count, rounds):
     assert rounds_of(count) == rounds

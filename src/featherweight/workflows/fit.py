@@ -237,6 +237,7 @@ class _Job:
             done=tuple(trials),
             on_trial=store,
             tie=_TIE,
+            images=len(task.dataset.val),
         )
         chosen = by_label[winner.label]
         log.info("Chosen: %s (%.3f ms, %.1f M MACs)", winner.label, chosen.latency_ms, chosen.macs / 1e6)
