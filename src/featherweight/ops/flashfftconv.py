@@ -29,11 +29,10 @@ Differs:
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featherweight.blocks.fft_conv1d import FFTConv1d
-from featherweight.blocks.long_conv import long_conv, split_circular
+from featherweight.blocks.long_conv import join_circular, long_conv, split_circular
 from featherweight.errors import UsageError
 
 
@@ -99,10 +98,8 @@ def _low_pass(taps: Tensor, before: Tensor | None, length: int, keep: int) -> Te
             f"Got keep_bins with {taps.shape[-1]} taps for rows of {length}; expected at most as many taps."
         )
     exact = taps.to(torch.promote_types(taps.dtype, torch.float32))
-    circular = F.pad(exact, (0, 2 * length - taps.shape[-1]))
-    if before is not None:
-        circular = circular + F.pad(before.to(exact.dtype).flip(-1), (length + 1, 0))
-    spectrum = torch.fft.rfft(circular)
+    before = exact[:, :0] if before is None else before.to(exact.dtype)
+    spectrum = torch.fft.rfft(join_circular(exact, before, 2 * length))
     kept = torch.arange(length + 1, device=taps.device) < keep
     return torch.fft.irfft(spectrum * kept, n=2 * length).to(taps.dtype)
 

@@ -20,7 +20,10 @@ import torch
 from torch import Tensor
 
 from featherweight.blocks.long_conv import library, native
+from featherweight.blocks.long_conv.library import join_circular, span, split_circular
 from featherweight.errors import MissingExtraError, UsageError
+
+__all__ = ["METHODS", "join_circular", "long_conv", "split_circular"]
 
 METHODS = ("auto", "library", "native", "triton", "direct")
 _TRIALS = 3
@@ -75,15 +78,6 @@ def long_conv(
     return y if post_gate is None else y * post_gate
 
 
-def split_circular(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a circular kernel (..., 2 L) into taps at lags 0 .. L-1 and at lags -1 .. -(L-1).
-
-    Place `2 L - d` of a circular kernel is lag -d; place L reaches no output of a row of L numbers.
-    """
-    length = kernel.shape[-1] // 2
-    return kernel[..., :length], kernel[..., length + 1 :].flip(-1)
-
-
 def _fused(method: str) -> Callable[..., Tensor]:
     if method == "native":
         native.load_library()
@@ -111,7 +105,7 @@ def _choose(u: Tensor, taps: Tensor, before: Tensor, *gates: Tensor | None) -> s
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return "direct"
     compiling = torch.compiler.is_compiling()
-    reach = native.span(u.shape[2], taps.shape[1], before.shape[1])
+    reach = span(u.shape[2], taps.shape[1], before.shape[1])
     if u.is_cuda and not compiling and importlib.util.find_spec("triton"):
         from featherweight.blocks.long_conv import triton_kernels
 

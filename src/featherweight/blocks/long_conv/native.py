@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featherweight.blocks.long_conv.library import span
 from featherweight.errors import FeatherweightError
 
 _SOURCES = Path(__file__).parent
@@ -229,12 +230,6 @@ class _Convolve(torch.autograd.Function):
         )  # fmt: skip
         grad_u, grad_pre, grad_post, grad_taps, grad_before = found
         return grad_u, grad_taps, grad_before, grad_pre, grad_post, None
-
-
-def span(length: int, after: int, before: int) -> int:
-    """Return how many places keep results, and taps at lags `-before .. after - 1`, from running into
-    others."""
-    return max(length + after - 1, length + before, after + before)
 
 
 def _hold(taps: Tensor, before: Tensor, known: Tensor | None) -> Any:

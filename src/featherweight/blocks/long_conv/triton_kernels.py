@@ -19,12 +19,11 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from featherweight.blocks.long_conv import native
+from featherweight.blocks.long_conv.library import join_circular, span
 from featherweight.errors import UsageError
 
 SIDES = {256: (16, 16), 512: (16, 32), 1024: (32, 32), 2048: (32, 64), 4096: (64, 64)}
@@ -146,7 +145,7 @@ def convolve(
         UsageError: the rows and taps need a transform of more than 4,096 complex numbers.
     """
     length = u.shape[-1]
-    reach = native.span(length, taps.shape[1], before.shape[1])
+    reach = span(length, taps.shape[1], before.shape[1])
     size = next((size for size in SIDES if 2 * size >= reach and size >= length), None)
     if size is None:
         raise UsageError(
@@ -164,9 +163,7 @@ def fits(length: int, reach: int) -> bool:
 def _spectrum(taps: Tensor, before: Tensor, size: int) -> Tensor:
     """Return the spectra (H, 2, M) of the taps modulo `X^M = i`, in the order of the kernels;
     differentiable."""
-    line = F.pad(taps.float(), (0, 2 * size - taps.shape[1]))
-    if before.shape[1]:
-        line = line - F.pad(before.float().flip(-1), (2 * size - before.shape[1], 0))
+    line = join_circular(taps.float(), -before.float(), 2 * size)  # X^2M = -1
     turn = torch.polar(
         torch.ones(size, device=taps.device),
         torch.arange(size, device=taps.device, dtype=torch.float64).mul(math.pi / 2 / size).float(),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from featherweight.blocks.long_conv import long_conv, split_circular
+from featherweight.blocks.long_conv import join_circular, long_conv, split_circular
 from featherweight.errors import UsageError
 from featherweight.ops.flashbutterfly.butterfly import ButterflyFFT
 from featherweight.ops.flashbutterfly.kernel import check_squash, initial_kernel, regularize
@@ -97,8 +97,7 @@ class LongConvMixer(nn.Module):
     def _convolve_learnt(self, u: Tensor, taps: Tensor, before: Tensor) -> Tensor:
         """Transform by the learnt matrices, multiply, invert exactly: (B, heads, H, L)."""
         size = 1 << (2 * u.shape[-1] - 1).bit_length()
-        kernel = F.pad(taps, (0, size - taps.shape[-1]))
-        kernel = kernel + F.pad(before.flip(-1), (size - before.shape[-1], 0))
+        kernel = join_circular(taps, before, size)
         product = self.transform_input(u, size)[:, None] * self.transform_kernel(kernel, size)
         return torch.fft.ifft(product).real[..., : u.shape[-1]]
 
